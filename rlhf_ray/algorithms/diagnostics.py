@@ -1,0 +1,112 @@
+"""What to watch while PPO trains: token statistics that stay exact however the batch is split.
+
+Invariant: each `measure_*` looks at a part of a batch and returns summaries; adding the parts' summaries equals
+measuring the whole. Only `metrics()` divides. Keys follow `metrics.jsonl`; means are over valid tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+from torch import Tensor
+
+from .kl import k3
+from .policy_loss import PolicyLoss
+from .summary import Summary, summarise
+from .value_loss import ValueLoss
+
+
+class Diagnostics:
+    """Summaries that are added and moved field by field; subclasses are frozen dataclasses of `Summary`."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))  # type: ignore[arg-type]
+
+    def cpu(self) -> Self:
+        """The same on the host, to be sent to another process."""
+        return type(self)(*(getattr(self, f.name).cpu() for f in fields(self)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PolicyDiagnostics(Diagnostics):
+    """Of a policy update."""
+
+    ratio: Summary
+    clipped: Summary
+    approx_kl: Summary
+    entropy: Summary
+
+    def metrics(self) -> dict[str, float]:
+        """Entropy and KL in nats per token. `approx_kl` is k3 of KL(old || new)."""
+        return {
+            "policy/ratio_mean": self.ratio.mean,
+            "policy/ratio_variance": self.ratio.variance,
+            "policy/ratio_max": self.ratio.maximum,
+            "policy/clip_fraction": self.clipped.mean,
+            "policy/approx_kl": self.approx_kl.mean,
+            "policy/entropy": self.entropy.mean,
+        }
+
+
+def measure_policy(
+    policy_loss: PolicyLoss, logprobs: Tensor, old_logprobs: Tensor, entropy: Tensor, mask: Tensor
+) -> PolicyDiagnostics:
+    """Of one part of a minibatch; all tensors of one shape."""
+    return PolicyDiagnostics(
+        ratio=summarise(policy_loss.ratio, mask),
+        clipped=summarise(policy_loss.clipped, mask),
+        approx_kl=summarise(k3(old_logprobs.detach(), logprobs.detach(), mask), mask),
+        entropy=summarise(entropy, mask),
+    )
+
+
+@dataclass(frozen=True)
+class ValueDiagnostics(Diagnostics):
+    """Of a value update."""
+
+    value: Summary
+    target: Summary
+    error: Summary
+    clipped: Summary
+
+    def metrics(self) -> dict[str, float]:
+        """`explained_variance` is `1 - var(return - value) / var(return)`; 0 where the returns do not vary."""
+        spread = self.target.variance
+        return {
+            "value/mean": self.value.mean,
+            "value/variance": self.value.variance,
+            "return/mean": self.target.mean,
+            "return/variance": spread,
+            "value/explained_variance": 1.0 - self.error.variance / spread if spread > 0.0 else 0.0,
+            "value/clip_fraction": self.clipped.mean,
+        }
+
+
+def measure_value(value_loss: ValueLoss, values: Tensor, returns: Tensor, mask: Tensor) -> ValueDiagnostics:
+    """Of one part of a minibatch; all tensors of one shape."""
+    return ValueDiagnostics(
+        value=summarise(values, mask),
+        target=summarise(returns, mask),
+        error=summarise(returns - values, mask),
+        clipped=summarise(value_loss.clipped, mask),
+    )
+
+
+@dataclass(frozen=True)
+class MismatchDiagnostics(Diagnostics):
+    """Of the learner's logprobs against those of the engine that sampled the tokens."""
+
+    difference: Summary
+
+    def metrics(self) -> dict[str, float]:
+        """Absolute differences in nats."""
+        return {
+            "engine/logprob_difference_mean": self.difference.mean,
+            "engine/logprob_difference_max": self.difference.maximum,
+        }
+
+
+def measure_mismatch(logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> MismatchDiagnostics:
+    """Of one part of a batch; all tensors of one shape."""
+    return MismatchDiagnostics(difference=summarise((logprobs.detach() - engine_logprobs).abs(), mask))

@@ -1,0 +1,86 @@
+"""The advantage estimators by their names in the config, with what each asks of the rest of the system.
+
+Invariant: they all map token rewards [B, T] to token advantages [B, T], so the driver does not know which one runs. The
+group estimators compare whole responses: their score is the sum of a response's token rewards (a KL penalty in the
+reward included), and each of its tokens gets the same advantage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .advantages import gae, grpo, rloo
+
+
+@dataclass(frozen=True)
+class EstimatorInput:
+    """A global batch, one response in each row."""
+
+    rewards: Tensor
+    """[B, T], 0 where masked."""
+    mask: Tensor
+    """[B, T]."""
+    groups: Tensor
+    """int64 [B], equal for responses to one prompt."""
+    values: Tensor | None = None
+    """[B, T] of the critic; None where there is none."""
+    gamma: float = 1.0
+    lam: float = 0.95
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What the policy and the critic are trained on; 0 where masked."""
+
+    advantages: Tensor
+    """[B, T], not whitened."""
+    returns: Tensor | None
+    """[B, T], targets of the critic; None where there is none."""
+
+
+@dataclass(frozen=True)
+class AdvantageEstimator:
+    """One way from rewards to advantages."""
+
+    needs_critic: bool
+    needs_groups: bool
+    """Every prompt must have at least two responses in the batch."""
+    compute: Callable[[EstimatorInput], Advantages]
+
+
+def estimator_named(name: str) -> AdvantageEstimator:
+    """The estimator of a config's name. Raises ValueError for an unknown one."""
+    if name not in ESTIMATORS:
+        raise ValueError(f"unknown advantage estimator {name!r}; allowed: {', '.join(sorted(ESTIMATORS))}")
+    return ESTIMATORS[name]
+
+
+def _gae(batch: EstimatorInput) -> Advantages:
+    if batch.values is None:
+        raise ValueError("the estimator 'gae' needs the values of a critic; configure one, or use 'rloo' or 'grpo'")
+    return Advantages(*gae(batch.rewards, batch.values, batch.mask, batch.gamma, batch.lam))
+
+
+def _grouped(score_advantages: Callable[[Tensor, Tensor], Tensor]) -> Callable[[EstimatorInput], Advantages]:
+    def compute(batch: EstimatorInput) -> Advantages:
+        valid = batch.mask.bool()
+        scores = batch.rewards.masked_fill(~valid, 0.0).sum(dim=1)
+        per_response = score_advantages(scores, batch.groups)
+        return Advantages(per_response.unsqueeze(1).expand_as(batch.rewards).masked_fill(~valid, 0.0), returns=None)
+
+    return compute
+
+
+def _dr_grpo(scores: Tensor, groups: Tensor) -> Tensor:
+    return grpo(scores, groups, normalise_std=False)
+
+
+ESTIMATORS = {
+    "gae": AdvantageEstimator(needs_critic=True, needs_groups=False, compute=_gae),
+    "rloo": AdvantageEstimator(needs_critic=False, needs_groups=True, compute=_grouped(rloo)),
+    "grpo": AdvantageEstimator(needs_critic=False, needs_groups=True, compute=_grouped(grpo)),
+    "dr_grpo": AdvantageEstimator(needs_critic=False, needs_groups=True, compute=_grouped(_dr_grpo)),
+}

@@ -1,0 +1,85 @@
+"""Log-probabilities of given tokens, and the entropy, from logits, without a second float32 copy of the logits.
+
+A vocabulary of 150,000 makes the logits the largest tensor of a training step. Plain autograd keeps the logits, their
+float32 copy and their log-softmax; here only the logits themselves are kept, and softmax is computed again in the
+backward pass, some rows at a time.
+
+Invariants: arithmetic in float32 at least, whatever the type of the logits; beside the logits and their gradient,
+memory is bounded by `CHUNK_ELEMENTS`; the entropy has no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+"""Float32 elements worked on at a time: on a CPU what fits its cache, on a GPU enough rows to fill it (256 MiB)."""
+
+
+def token_logprobs_and_entropy(
+    logits: Tensor, targets: Tensor, temperature: float = 1.0, with_entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each target and entropy of each row, in nats, of `softmax(logits / temperature)`.
+
+    Args:
+        logits: [N, V], any floating type. A logit of -inf is a token that cannot be sampled.
+        targets: int64 [N]. What stands at masked rows must be a valid token id.
+        temperature: > 0, the same as the sampler's.
+        with_entropy: False saves a pass over the logits.
+
+    Returns: logprobs [N], differentiable, and entropy [N] without gradient, or None; float32 (float64 for float64
+    logits).
+    Raises ValueError for a temperature that is not positive or shapes that do not fit.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature={temperature} must be > 0: greedy sampling has no log-probabilities to train on")
+    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"need logits [N, V] and targets [N], got {tuple(logits.shape)} and {tuple(targets.shape)}")
+    return _TokenLogprobs.apply(logits, targets, temperature, with_entropy)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Saves the logits, which the layer before holds anyway, and recomputes softmax by chunks."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, logits: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(logits, targets)
+        ctx.temperature = temperature
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logprobs = torch.empty(len(logits), dtype=dtype, device=logits.device)
+        entropy = torch.empty_like(logprobs) if with_entropy else None
+        for rows in _chunks(logits):
+            table = torch.log_softmax(_scaled(logits[rows], temperature, dtype), dim=-1, dtype=dtype)
+            logprobs[rows] = table.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
+            if entropy is not None:
+                table.clamp_(min=torch.finfo(dtype).min)  # because 0 * -inf, for a token that cannot be sampled, is NaN
+                entropy[rows] = table.exp().mul_(table).sum(dim=-1).neg_()
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
+        logits, targets = ctx.saved_tensors
+        grad_logits = torch.empty_like(logits)
+        for rows in _chunks(logits):
+            scaled_grad = (grad[rows] / ctx.temperature).unsqueeze(1)
+            table = torch.softmax(_scaled(logits[rows], ctx.temperature, grad.dtype), dim=-1, dtype=grad.dtype)
+            table.mul_(-scaled_grad).scatter_add_(1, targets[rows].unsqueeze(1), scaled_grad)
+            grad_logits[rows] = table
+        return grad_logits, None, None, None
+
+
+def _chunks(logits: Tensor) -> list[slice]:
+    """Ranges of rows of at most `CHUNK_ELEMENTS` elements, one row at least."""
+    rows = max(1, CHUNK_ELEMENTS.get(logits.device.type, 2**26) // max(1, logits.shape[1]))
+    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
+
+
+def _scaled(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    return logits if temperature == 1.0 else logits.to(dtype) / temperature

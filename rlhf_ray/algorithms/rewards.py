@@ -1,0 +1,62 @@
+"""From one score per response to one reward per token.
+
+Invariant: the rewards of a row sum to `score - beta * sum(logprobs - reference_logprobs)` over its valid tokens, the
+sequence reward of Ziegler et al. 2019 (arXiv 1909.08593, section 2). The score lies on the last valid token, which is
+the end-of-sequence token of a finished response. Masked tokens get zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .ratios import masked_log_ratio
+
+
+def token_rewards(
+    scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor | None, mask: Tensor, beta: float
+) -> Tensor:
+    """`-beta * (logprobs - reference_logprobs)` at each valid token, plus the score at the last one.
+
+    Args:
+        scores: [B], one per response.
+        logprobs: [B, T], of the policy that the update starts from.
+        reference_logprobs: [B, T]; may be None where `beta` is 0.
+        mask: [B, T]. A row without a valid token gets no reward, its score included.
+        beta: coefficient of the KL penalty, per nat.
+
+    Returns: [B, T].
+    Raises ValueError where `beta` is not 0 and there are no reference logprobs.
+    """
+    valid = mask.bool()
+    if beta != 0.0 and reference_logprobs is None:
+        raise ValueError(
+            f"a KL penalty of beta={beta} needs reference_logprobs, got None: run a reference worker or set 0"
+        )
+    if beta == 0.0 or reference_logprobs is None:
+        rewards = torch.zeros_like(logprobs)
+    else:
+        rewards = -beta * masked_log_ratio(logprobs, reference_logprobs, valid)
+    steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = (valid * steps).argmax(dim=1, keepdim=True)
+    placed = torch.where(valid.any(dim=1), scores.to(rewards.dtype), 0.0).unsqueeze(1)
+    return rewards.scatter_add(1, last, placed)
+
+
+def score_unfinished(
+    scores: Tensor, finished: Tensor, *, penalty: float = 0.0, replacement: float | None = None
+) -> Tensor:
+    """Scores [B] with those of truncated responses lowered by `penalty`, or set to `replacement`.
+
+    `finished` is bool [B]: the response ended with an end-of-sequence or stop token. Off by default. Replacement by -1
+    is what lm-human-preferences did, subtraction what TRL calls `missing_eos_penalty`.
+    Raises ValueError where both are asked for, or the penalty is negative.
+    """
+    if replacement is not None and penalty != 0.0:
+        raise ValueError(f"choose one of penalty={penalty} and replacement={replacement} for responses without an end")
+    if penalty < 0.0:
+        raise ValueError(
+            f"penalty={penalty} would reward responses without an end; it is subtracted, so give a value >= 0"
+        )
+    unfinished = scores - penalty if replacement is None else torch.full_like(scores, replacement)
+    return torch.where(finished.bool(), scores, unfinished)

@@ -1,0 +1,138 @@
+"""`Batch`: the sequences of one update, ragged, without a single padding token.
+
+Invariants: columns named *token* have one entry for each of the N tokens; columns of *targets* have one entry for each of the
+M tokens that the policy chose (`target_mask`), in order. Prompts and environment tokens are not targets, so whatever runs along
+the target columns (GAE, losses, statistics) skips them by construction. Splitting a batch never changes a sequence, and the
+`weights` already hold the aggregation over the *global* batch, so the sum of the parts' losses is the loss of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences with N tokens together, M of which are targets."""
+
+    token_ids: np.ndarray
+    """int32 [N]."""
+    lengths: np.ndarray
+    """int64 [B]: tokens of each sequence; their sum is N."""
+    target_mask: np.ndarray
+    """bool [N]; never set on the first token of a sequence, which nothing predicts."""
+    weights: np.ndarray | None = None
+    """float32 [M]: loss = Σ weights·token loss, over the global batch."""
+    old_logprobs: np.ndarray | None = None
+    """float32 [M], nats: the policy before this update (π_old); None: the first pass of the update is it."""
+    behaviour_logprobs: np.ndarray | None = None
+    """float32 [M], nats: the engine that sampled (μ)."""
+    reference_logprobs: np.ndarray | None = None
+    """float32 [M], nats: the frozen reference."""
+    advantages: np.ndarray | None = None
+    """float32 [M]."""
+    returns: np.ndarray | None = None
+    """float32 [M]: what the value model learns."""
+    old_values: np.ndarray | None = None
+    """float32 [M]: the value model before this update."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def target_counts(self) -> np.ndarray:
+        """int64 [B]: targets of each sequence."""
+        ends = np.cumsum(self.lengths)
+        cumulative = np.concatenate([[0], np.cumsum(self.target_mask)])
+        return cumulative[ends] - cumulative[ends - self.lengths]
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The sequences at `indices`, in that order, with their entries of every column."""
+        indices = np.asarray(indices, dtype=np.int64)
+        tokens = _ranges(self.lengths, indices)
+        targets = _ranges(self.target_counts, indices)
+        columns = {
+            name: getattr(self, name)[targets] for name in TARGET_COLUMNS if getattr(self, name) is not None
+        }
+        return Batch(self.token_ids[tokens], self.lengths[indices], self.target_mask[tokens], **columns)
+
+    def scatter(self, order: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """Inverse of `select(order)` for a target column: float32 [M] of the selection, back in this batch's order."""
+        result = np.empty(int(self.target_mask.sum()), dtype=column.dtype)
+        result[_ranges(self.target_counts, np.asarray(order, dtype=np.int64))] = column
+        return result
+
+    def with_columns(self, **columns: np.ndarray) -> Batch:
+        """The same sequences with some target columns set.
+
+        Raises:
+            ValueError: a column does not have M entries.
+        """
+        expected = int(self.target_mask.sum())
+        for name, column in columns.items():
+            if len(column) != expected:
+                raise ValueError(f"column {name} has {len(column)} entries; this batch has {expected} target tokens")
+        return replace(self, **columns)
+
+
+TARGET_COLUMNS = tuple(f.name for f in fields(Batch) if f.name not in ("token_ids", "lengths", "target_mask"))
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """What a model reads: right-padded sequences and where in them the targets are predicted."""
+
+    input_ids: torch.Tensor
+    """int64 [b, L]. Padding is on the right, where causal attention never looks: no mask is needed."""
+    positions: torch.Tensor
+    """int64 [m]: index into the flattened [b·L] of the token *before* each target: its state predicts the target."""
+    targets: torch.Tensor
+    """int64 [m]: the target tokens."""
+    last: torch.Tensor
+    """int64 [b]: flattened index of the last real token of each sequence: where a reward model pools."""
+
+
+def pad(batch: Batch, device: torch.device | str = "cpu", pad_id: int = 0) -> PaddedBatch:
+    """Lay a ragged batch out for a model; the width is the longest sequence."""
+    width = int(batch.lengths.max())
+    rows = np.repeat(np.arange(len(batch)), batch.lengths)
+    starts = np.repeat(np.cumsum(batch.lengths) - batch.lengths, batch.lengths)
+    flat = rows * width + (np.arange(len(batch.token_ids)) - starts)
+    ids = np.full(len(batch) * width, pad_id, dtype=np.int64)
+    ids[flat] = batch.token_ids
+    last = np.arange(len(batch)) * width + batch.lengths - 1
+    return PaddedBatch(
+        input_ids=torch.from_numpy(ids.reshape(len(batch), width)).to(device),
+        positions=torch.from_numpy(flat[batch.target_mask] - 1).to(device),
+        targets=torch.from_numpy(batch.token_ids[batch.target_mask].astype(np.int64)).to(device),
+        last=torch.from_numpy(last).to(device),
+    )
+
+
+def pack_sequences(sequences: Sequence[np.ndarray], target_masks: Sequence[np.ndarray]) -> Batch:
+    """Token ids int32 [T_i] and target masks bool [T_i] of B sequences, end to end."""
+    return Batch(
+        token_ids=np.concatenate(sequences).astype(np.int32, copy=False),
+        lengths=np.asarray([len(s) for s in sequences], dtype=np.int64),
+        target_mask=np.concatenate(target_masks).astype(bool, copy=False),
+    )
+
+
+def to_rows(column: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A target column [M] as rows [B, max count], zero-padded on the right, and their bool mask."""
+    mask = np.arange(int(counts.max()))[None, :] < counts[:, None]
+    rows = np.zeros(mask.shape, dtype=column.dtype)
+    rows[mask] = column
+    return rows, mask
+
+
+def _ranges(counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Positions of the segments at `indices` in a flat array of segments with `counts` entries each."""
+    starts = (np.cumsum(counts) - counts)[indices]
+    sizes = counts[indices]
+    within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(starts, sizes) + within

@@ -1,0 +1,71 @@
+"""Where demonstrations, pairs and prompts come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_ray.config.base import Section
+
+
+class SourceConfig(Section):
+    """A file, or a data set of a hub."""
+
+    location: str
+    """Path of a JSONL file, relative to the working directory; or a hub name where there is network."""
+    format: Literal["auto", "messages", "pairs", "prompts", "hh"] = "auto"
+    """TRL conversational `messages` or `prompt/chosen/rejected`, bare `prompts`, hh-rlhf transcripts; auto: by the first row."""
+    split: str = "train"
+    """Split of a hub data set."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many records."""
+
+
+class SimulateConfig(Section):
+    """Simulated annotators with a hidden, known utility (`rlhf_ray.data.simulator`). Numbers of records."""
+
+    demonstrations: int = Field(2000, ge=1)
+    """Dialogues for SFT."""
+    pairs: int = Field(3000, ge=1)
+    """Choices for the reward model."""
+    held_out_pairs: int = Field(600, ge=1)
+    """Choices on which its accuracy is measured."""
+    prompts: int = Field(2000, ge=1)
+    """Prompts for PPO."""
+    held_out_prompts: int = Field(256, ge=1)
+    """Prompts for evaluation."""
+    rankings: int = Field(200, ge=1)
+    """Further kinds of feedback, written for later use: rankings,"""
+    scores: int = Field(200, ge=1)
+    """scores"""
+    edits: int = Field(200, ge=1)
+    """and edits."""
+
+
+class DataConfig(Section):
+    """Sources, limits and what to do with bad lines."""
+
+    simulate: SimulateConfig | None = None
+    """Simulate annotators instead of reading files; excludes the sources below."""
+    demonstrations: SourceConfig | None = None
+    """Dialogues for SFT (of pairs: the chosen side)."""
+    pairs: SourceConfig | None = None
+    """Choices for the reward model."""
+    prompts: SourceConfig | None = None
+    """Prompts for PPO and evaluation (of dialogues: without the last answer)."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of each source kept from training, chosen by a hash of the prompt."""
+    max_prompt_tokens: int = Field(256, ge=1)
+    """Longer prompts are left out and counted."""
+    max_dialogue_tokens: int = Field(512, ge=2)
+    """Longer demonstrations and pairs are left out and counted."""
+    on_malformed: Literal["fail", "quarantine"] = "fail"
+    """A line that cannot be read ends the run before it starts, or is put aside with its number and reason."""
+
+    @model_validator(mode="after")
+    def _simulate_or_sources(self) -> DataConfig:
+        named = [name for name in ("demonstrations", "pairs", "prompts") if getattr(self, name) is not None]
+        if self.simulate is not None and named:
+            raise ValueError(f"data.simulate makes its own data; remove data.{', data.'.join(named)} or data.simulate")
+        return self

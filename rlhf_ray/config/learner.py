@@ -1,0 +1,73 @@
+"""The learners: optimizer, precision, DeepSpeed sharding, micro-batches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.resources import Workers
+
+
+class OptimizerConfig(Section):
+    """AdamW with warm-up."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    """Adam's averaging coefficients."""
+    eps: float = Field(1e-5, gt=0)
+    """Adam's epsilon (algorithms 1.22; the RLHF details papers use 1e-5)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """After warm-up: constant, linear to 0, or cosine to 0, over the stage's steps."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down (algorithms 1.23)."""
+
+
+class ShardingConfig(Section):
+    """What DeepSpeed shards over the ranks and where it keeps it."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """0: nothing; 1: optimizer state; 2: and gradients; 3: and parameters (arXiv 1910.02054)."""
+    offload_optimizer: bool = False
+    """Keep the optimizer state in CPU memory and step there (ZeRO 1–3 on GPUs)."""
+    offload_parameters: bool = False
+    """Keep sharded parameters in CPU memory (ZeRO 3 on GPUs)."""
+
+    @model_validator(mode="after")
+    def _offload_needs_sharding(self) -> ShardingConfig:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; it is 0")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3; it is {self.zero_stage}")
+        return self
+
+
+class LearnerConfig(Section):
+    """One group of DeepSpeed ranks that trains one model."""
+
+    workers: Workers = Workers(cpus=0.5)
+    """Ranks and what each reserves."""
+    precision: Literal["fp32", "bf16", "autocast"] = "fp32"
+    """`fp32`; `bf16` with fp32 master weights; `autocast`: fp32 weights, bf16 matrix products."""
+    sharding: ShardingConfig = ShardingConfig()
+    """DeepSpeed ZeRO."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel of transformers; `flash_attention_2` needs that package and a GPU."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens, padding included, of one forward pass. Memory only: the loss does not depend on it."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and schedule."""
+
+    @model_validator(mode="after")
+    def _offload_needs_gpu(self) -> LearnerConfig:
+        if (self.sharding.offload_optimizer or self.sharding.offload_parameters) and self.workers.gpus == 0:
+            raise ValueError("offload moves state from GPU to CPU memory; workers.gpus is 0, so there is nothing to move")
+        return self

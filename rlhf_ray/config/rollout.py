@@ -1,0 +1,72 @@
+"""The generation role: vLLM workers, how they sample, and how new weights reach them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.resources import Workers
+
+
+class SamplingConfig(Section):
+    """How a response is drawn from the policy."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest response, in tokens, end-of-sequence token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, in the engine and in the learners alike (algorithms 1.19)."""
+    ignore_eos: bool = False
+    """Go on after the end-of-sequence token up to `max_new_tokens`; for benchmarks."""
+
+
+class WeightChannelConfig(Section):
+    """How a new policy travels from the learners to the rollout workers."""
+
+    kind: Literal["object_store", "nccl", "ipc"] = "object_store"
+    """`object_store` works on any hardware; `nccl` (across GPUs) and `ipc` (colocated on one GPU) are vLLM's own."""
+    bucket_mb: float = Field(256.0, gt=0)
+    """Size of one transfer, in MiB: what a publication needs beside the weights themselves."""
+    probe_tokens: int = Field(32, ge=2)
+    """Length of the sequence on which a worker must agree with the learner after each publication."""
+    probe_tolerance: float = Field(1e-4, gt=0)
+    """Largest |Δ logprob| on the probe, in nats; 1e-4 for fp32. For bf16 the mean is compared: use 0.05."""
+    timeout_s: float = Field(600.0, gt=0)
+    """A worker that has not confirmed a publication by then is not used any more."""
+
+
+class RolloutConfig(Section):
+    """Rollout workers."""
+
+    workers: Workers = Workers(cpus=1.0)
+    """Their number and what each reserves. `gpus` is per worker and must equal `tensor_parallel` when whole."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs over which vLLM splits one worker's model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in the engine."""
+    max_sequence_tokens: int | None = None
+    """Longest prompt + response that the engine accepts; None: `data.max_prompt_tokens` + `max_new_tokens`."""
+    max_concurrent: int = Field(256, ge=1)
+    """Sequences that one worker generates at a time."""
+    kv_cache_gb: float = Field(0.5, gt=0)
+    """On a CPU: memory for the key/value cache of each worker, in GiB."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """On a GPU: the share of its memory that vLLM may take."""
+    enforce_eager: bool = True
+    """Skip graph capture and compilation; turn off on GPUs, where they pay."""
+    engine: dict[str, Any] = {}
+    """Further vLLM engine arguments, passed through."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are drawn."""
+    weights: WeightChannelConfig = WeightChannelConfig()
+    """How new policies arrive."""
+
+    @model_validator(mode="after")
+    def _gpus_match_tensor_parallel(self) -> RolloutConfig:
+        if self.tensor_parallel > 1 and self.workers.gpus not in (0, self.tensor_parallel):
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel} and workers.gpus is {self.workers.gpus}; "
+                "a worker that splits its model needs as many whole GPUs: set workers.gpus to the same number"
+            )
+        return self

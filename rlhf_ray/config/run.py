@@ -1,0 +1,98 @@
+"""`RunConfig`: everything that a run is, in one immutable object."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.stages import EvaluationConfig, PpoConfig, RewardModelConfig, SupervisedConfig
+
+Stage = Literal["sft", "reward_model", "ppo", "evaluation"]
+STAGES: tuple[Stage, ...] = ("sft", "reward_model", "ppo", "evaluation")
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str | None = None
+    """None: a private one on this machine, ended with the run; `auto` or `ray://host:port`: join that one."""
+
+
+class RunConfig(Section):
+    """A run: one folder, up to four stages."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder."""
+    folder: str = "runs"
+    """Where run folders are; on a cluster a path that all nodes see."""
+    seed: int = Field(0, ge=0)
+    """Of everything random in the run."""
+    stages: list[Stage] = list(STAGES)
+    """What to do, in the order sft, reward_model, ppo, evaluation."""
+    model: ModelConfig
+    """The model that the first stage starts from."""
+    data: DataConfig
+    """Demonstrations, pairs, prompts."""
+    sft: SupervisedConfig = SupervisedConfig()
+    """Supervised fine-tuning."""
+    reward_model: RewardModelConfig = RewardModelConfig()
+    """Learning the reward."""
+    ppo: PpoConfig = PpoConfig()
+    """Reinforcement learning."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Comparison of the policies."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where actors run."""
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: list[Stage]) -> list[Stage]:
+        if not stages or stages != [stage for stage in STAGES if stage in stages]:
+            raise ValueError(f"stages must be some of {', '.join(STAGES)}, each once and in this order; got {stages}")
+        return stages
+
+    @model_validator(mode="after")
+    def _inputs_exist(self) -> RunConfig:
+        needs = {"sft": "demonstrations", "reward_model": "pairs", "ppo": "prompts", "evaluation": "prompts"}
+        if self.data.simulate is None:
+            for stage in self.stages:
+                if getattr(self.data, needs[stage]) is None:
+                    raise ValueError(f"stage {stage} reads data.{needs[stage]}, which is not set (nor is data.simulate)")
+        if self.model.build is not None and "sft" not in self.stages:
+            raise ValueError("a model.build starts random and needs the stage sft before the others")
+        reward = self.ppo.reward.model
+        if "ppo" in self.stages and reward and reward.path is None and "reward_model" not in self.stages:
+            raise ValueError("ppo.reward.model.path is not set and the stage reward_model is not in stages; set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_fit(self) -> RunConfig:
+        rollout = self.ppo.rollout
+        longest = self.data.max_prompt_tokens + rollout.sampling.max_new_tokens
+        if rollout.max_sequence_tokens is not None and rollout.max_sequence_tokens < longest:
+            raise ValueError(
+                f"ppo.rollout.max_sequence_tokens {rollout.max_sequence_tokens} is below data.max_prompt_tokens + "
+                f"max_new_tokens = {longest}"
+            )
+        positions = self.model.build.max_positions if self.model.build else None
+        if positions is not None and positions < max(longest, self.data.max_dialogue_tokens):
+            raise ValueError(
+                f"model.build.max_positions {positions} is below the longest sequence: data.max_prompt_tokens + "
+                f"max_new_tokens = {longest}, data.max_dialogue_tokens = {self.data.max_dialogue_tokens}"
+            )
+        return self
+
+    @property
+    def roles(self) -> dict[str, Workers]:
+        """The PPO stage's actors by role."""
+        ppo = self.ppo
+        roles = {"policy": ppo.policy.workers, "rollout": ppo.rollout.workers, "reward": ppo.reward.workers}
+        roles["reference"] = ppo.reference.workers
+        if ppo.algorithm.needs_value_model:
+            roles["value"] = ppo.value.workers
+        return roles

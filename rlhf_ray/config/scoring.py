@@ -1,0 +1,73 @@
+"""Reward and reference roles."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.resources import Workers
+
+
+class ScorerConfig(Section):
+    """Actors with a frozen model."""
+
+    workers: Workers = Workers(cpus=0.25)
+    """Their number and what each reserves."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the weights."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel of transformers."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens, padding included, of one forward pass."""
+
+
+class RewardModelSource(Section):
+    """A trained reward model as a source of reward."""
+
+    path: str | None = None
+    """A Hugging Face sequence-classification folder with one label; None: the one this run trains."""
+    weight: float = 1.0
+    """Factor of its (normalised) score in the total."""
+
+
+class RewardFunctionSource(Section):
+    """A Python function `(prompts, responses, metadata) -> one number for each response`."""
+
+    name: str
+    """How its part is called in metrics and samples."""
+    function: str
+    """`package.module:function`, importable on the cluster's nodes."""
+    weight: float = 1.0
+    """Factor of its score in the total."""
+
+    @field_validator("function")
+    @classmethod
+    def _module_and_name(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not module or not name:
+            raise ValueError(f"{value!r} is not of the form package.module:function")
+        return value
+
+
+class RewardConfig(ScorerConfig):
+    """The reward of a response: the weighted sum of its sources."""
+
+    model: RewardModelSource | None = RewardModelSource()
+    """A reward model; null for none."""
+    functions: list[RewardFunctionSource] = []
+    """Python functions."""
+    on_error: Literal["fail", "drop"] = "fail"
+    """A source that raises or returns NaN or the wrong number of scores ends the run, or drops those rollouts, recorded."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Rollouts are sent to reward and reference workers as soon as this many tokens are ready."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> RewardConfig:
+        names = [function.name for function in self.functions]
+        if self.model is None and not names:
+            raise ValueError("no source of reward: set reward.model, or add to reward.functions")
+        if len(set(names)) != len(names) or "model" in names:
+            raise ValueError(f"the names of reward.functions must differ from each other and from 'model': {names}")
+        return self

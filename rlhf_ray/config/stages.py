@@ -1,0 +1,122 @@
+"""The stages of a run: SFT, reward model, PPO, evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.scoring import RewardConfig, ScorerConfig
+
+
+class SupervisedConfig(Section):
+    """A supervised stage (SFT or reward model) on Ray Train with DeepSpeed."""
+
+    epochs: int = Field(1, ge=1)
+    """Passes over the data."""
+    batch_size: int = Field(64, ge=1)
+    """Dialogues (or pairs) of one optimizer step, over all ranks."""
+    learner: LearnerConfig = LearnerConfig()
+    """Ranks, precision, sharding, optimizer."""
+    evaluate_every: int = Field(50, ge=1)
+    """Optimizer steps between measurements on held-out data."""
+
+
+class RewardModelConfig(SupervisedConfig):
+    """Bradley–Terry on pairs."""
+
+    centring: float = Field(0.01, ge=0)
+    """Coefficient of (r_chosen + r_rejected)², which keeps scores around zero (arXiv 2312.09244)."""
+
+
+class PlacementConfig(Section):
+    """How actors are laid out over nodes."""
+
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray placement strategy for the bundles."""
+    colocate: list[list[Literal["rollout", "policy", "value", "reference", "reward"]]] = []
+    """Roles that share a bundle per index, e.g. `[[rollout, policy]]` with gpus 0.5 each: two actors on one GPU."""
+    timeout_s: float = Field(300.0, gt=0)
+    """How long to wait for the cluster to make room."""
+
+    @field_validator("colocate")
+    @classmethod
+    def _each_role_once(cls, groups: list[list[str]]) -> list[list[str]]:
+        roles = [role for group in groups for role in group]
+        twice = sorted({role for role in roles if roles.count(role) > 1})
+        if twice:
+            raise ValueError(f"a role can be in one group only; named twice: {', '.join(twice)}")
+        return groups
+
+
+class CheckpointConfig(Section):
+    """What a run keeps to go on from."""
+
+    every: int = Field(10, ge=1)
+    """PPO steps between checkpoints; the last step always has one."""
+    keep: int = Field(2, ge=1)
+    """The newest so many stay."""
+
+
+class PpoConfig(Section):
+    """The reinforcement-learning stage and its five roles."""
+
+    steps: int = Field(100, ge=1)
+    """Batches to train on."""
+    batch_size: int = Field(64, ge=1)
+    """Rollouts of one step."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Responses to each prompt (the group); divides `batch_size`."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each batch."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer steps of one pass; divides `batch_size`."""
+    staleness: int = Field(0, ge=0, le=0)
+    """Policy versions by which a rollout may lag behind the learner. 0, synchronous, is what this version runs."""
+    policy_model: str | None = None
+    """Folder that the policy and the reference start from; None: this run's SFT model, or `model.path` without that stage."""
+    value_model: str | None = None
+    """Folder that the value model starts from; None: the reward model, or the policy's where there is none."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """How rewards become gradients."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Generation."""
+    policy: LearnerConfig = LearnerConfig()
+    """The policy's learner."""
+    value: LearnerConfig = LearnerConfig()
+    """The value model's learner; started for `advantage: gae` only."""
+    reward: RewardConfig = RewardConfig()
+    """Scoring."""
+    reference: ScorerConfig = ScorerConfig()
+    """The frozen policy that the KL is measured from; started where a KL term needs it."""
+    placement: PlacementConfig = PlacementConfig()
+    """Where the actors run."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What to go on from."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PpoConfig:
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by its group, samples_per_prompt {self.samples_per_prompt}"
+            )
+        if self.batch_size % self.minibatches:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by minibatches {self.minibatches}")
+        if self.algorithm.advantage != "gae" and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"advantage {self.algorithm.advantage} compares the responses to one prompt; set samples_per_prompt to 2 or more"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Base, SFT and PPO policies side by side on held-out prompts."""
+
+    prompts: int = Field(256, ge=1)
+    """Held-out prompts to answer; all where there are fewer."""
+    utility: str | None = None
+    """`package.module:function` with the interface of reward functions that knows the truth; set by `data.simulate`."""

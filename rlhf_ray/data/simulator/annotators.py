@@ -1,0 +1,131 @@
+"""Simulated annotators: groups with different tastes, people with biases and noise, and the choices that they make.
+
+An annotator perceives the hidden utility, shifted by the group's taste and by a bias of their own, and chooses by Bradley-Terry at
+their own temperature; now and then they slip and choose blindly. Invariants: `PANEL` is the same in every process and for every seed,
+since these are the same people whatever they are shown; choice probabilities are exact, so what noise allows can be computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+from rlhf_ray.data.simulator.answers import CARELESS, EXPERT, ORDINARY, Skill
+from rlhf_ray.data.simulator.utility import Features, features, utility_of
+
+TASTES: dict[str, dict[str, float]] = {
+    "clerk": {"order": 0.6, "detail": 0.6, "wrong_values": -0.6, "politeness": -0.6},
+    "technician": {"step": 0.9, "wrong_steps": -0.6, "politeness": -0.9, "words": -0.02},
+    "host": {"politeness": 1.5, "rudeness": -0.9, "step": -0.6, "wrong_values": 0.4},
+    "seller": {"flattery": 0.9, "words": 0.02, "order": -0.6, "wrong_steps": 0.4},
+}
+"""Professions: what each adds to the weight of a feature (utility per unit)."""
+
+SKILLS: tuple[tuple[str, Skill, float], ...] = (
+    ("expert", EXPERT, 0.25),
+    ("ordinary", ORDINARY, 0.5),
+    ("careless", CARELESS, 0.25),
+)
+"""Kinds of writers with their shares: demonstrations are of mixed quality."""
+
+ASPECTS: dict[str, Callable[[Features], float]] = {
+    "correctness": lambda found: found.order + found.detail - found.wrong_values,
+    "helpfulness": lambda found: 2 * found.step - found.wrong_steps,
+    "politeness": lambda found: 2 * found.politeness - found.rudeness,
+    "clarity": lambda found: 2 - found.unclear - found.repeated,
+}
+"""What a score sheet asks beside the overall mark: each -2 to 2 for most answers."""
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """One simulated person."""
+
+    id: str
+    group: str
+    """Their profession, a key of `TASTES`."""
+    skill: str
+    """The kind of writer that they are."""
+    temperature: float
+    """Noise of their choices, in units of utility."""
+    flattery_bias: float
+    """What they add for each flattering sentence, because flattery works."""
+    length_bias: float
+    """What they add for each word, because long looks thorough."""
+    lapse: float
+    """Probability of a blind choice."""
+
+    def perceive(self, found: Features) -> float:
+        """The worth of an answer in this person's eyes."""
+        amounts = asdict(found)
+        taste = sum(weight * amounts[name] for name, weight in TASTES[self.group].items())
+        bias = self.flattery_bias * found.flattery + self.length_bias * found.words
+        return utility_of(found).total + taste + bias
+
+    def prefers(self, first: Features, second: Features) -> float:
+        """Probability of choosing the first of two answers."""
+        margin = (self.perceive(first) - self.perceive(second)) / self.temperature
+        return self.lapse / 2 + (1 - self.lapse) / (1 + math.exp(-margin))
+
+    def rank(self, rng: Random, answers: Sequence[Features], tie: float = 0.3) -> list[list[int]]:
+        """Indices best first; answers closer than `tie` to the one before share its place. Plackett-Luce by Gumbel noise."""
+        worth = [self.perceive(found) - self.temperature * math.log(-math.log(1 - rng.random())) for found in answers]
+        places: list[list[int]] = []
+        for index in sorted(range(len(answers)), key=lambda index: -worth[index]):
+            if places and worth[places[-1][-1]] - worth[index] < tie:
+                places[-1].append(index)
+            else:
+                places.append([index])
+        return places
+
+    def mark(self, rng: Random, found: Features) -> tuple[int, dict[str, int]]:
+        """The overall mark and one mark for each aspect, all 1 to 5."""
+        noise = self.temperature * rng.gauss(0, 1)
+        # A mark of 5 needs about a perfect answer (8.5), 1 is for what does more harm than good.
+        overall = _to_mark(1.5 + (self.perceive(found) + noise) / 2.2)
+        return overall, {
+            name: _to_mark(3 + read(found) + 0.3 * self.temperature * rng.gauss(0, 1)) for name, read in ASPECTS.items()
+        }
+
+
+def _to_mark(value: float) -> int:
+    return max(1, min(5, round(value)))
+
+
+def draw_panel(seed: int, size: int = 24) -> tuple[Annotator, ...]:
+    """`size` annotators, spread evenly over the groups."""
+    rng = Random(f"panel/{seed}")
+    groups = list(TASTES)
+    names, weights = [name for name, _, _ in SKILLS], [share for _, _, share in SKILLS]
+    return tuple(
+        Annotator(
+            id=f"annotator-{index:02d}",
+            group=groups[index % len(groups)],
+            skill=rng.choices(names, weights)[0],
+            temperature=round(rng.uniform(0.6, 1.6), 3),
+            flattery_bias=round(rng.uniform(0.0, 1.6), 3),
+            length_bias=round(rng.uniform(0.0, 0.03), 4),
+            lapse=round(rng.uniform(0.0, 0.1), 3),
+        )
+        for index in range(size)
+    )
+
+
+PANEL = draw_panel(0)
+"""The people who label the simulator's data."""
+
+
+def skill_of(annotator: Annotator) -> Skill:
+    """How this annotator writes demonstrations."""
+    return next(skill for name, skill, _ in SKILLS if name == annotator.skill)
+
+
+def population_preference(
+    metadata: Mapping[str, Any], first: str, second: str, panel: Sequence[Annotator] = PANEL
+) -> float:
+    """Probability that somebody drawn from the panel chooses the first text."""
+    one, other = features(metadata, first), features(metadata, second)
+    return sum(annotator.prefers(one, other) for annotator in panel) / len(panel)

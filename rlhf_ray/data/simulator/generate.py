@@ -1,0 +1,162 @@
+"""Writes a whole data set of the simulator: demonstrations, pairs, rankings, scores, edits and prompts, as JSONL.
+
+Invariants: the same seed and sizes give the same bytes on any machine and under any hash seed; held-out dialogues occur in no
+training file; the folder appears at once and complete (written beside its place, then renamed), or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rlhf_ray.data.simulator.annotators import PANEL, Annotator, skill_of
+from rlhf_ray.data.simulator.answers import ANYONE, EXPERT, draw_answer, draw_plan, finish, vary
+from rlhf_ray.data.simulator.dialogues import Dialogue, draw_dialogues
+from rlhf_ray.data.simulator.utility import features, utility
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Number of rows in each file."""
+
+    demonstrations: int = 4000
+    pairs: int = 6000
+    held_out_pairs: int = 600
+    rankings: int = 200
+    scores: int = 200
+    edits: int = 200
+    prompts: int = 2000
+    held_out_prompts: int = 200
+
+
+@dataclass(frozen=True)
+class SimulatedData:
+    """Where the files of one data set are."""
+
+    demonstrations: Path
+    pairs: Path
+    held_out_pairs: Path
+    rankings: Path
+    scores: Path
+    edits: Path
+    prompts: Path
+    held_out_prompts: Path
+    annotators: Path
+    """Who labelled: the panel's groups, temperatures and biases."""
+
+    @classmethod
+    def at(cls, folder: Path) -> SimulatedData:
+        """The paths of the data set in `folder`; whether they exist is not looked at."""
+        return cls(**{file.name: folder / f"{file.name}.jsonl" for file in fields(cls)})
+
+
+def _signed(who: Annotator, dialogue: Dialogue) -> Row:
+    return {"annotator": who.id, "group": who.group, "metadata": dialogue.metadata}
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _demonstration(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
+    answer = draw_answer(rng, dialogue, skill_of(who))
+    return {"messages": [*dialogue.messages, *_turn(answer)], **_signed(who, dialogue)}
+
+
+def _pair(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
+    texts = ["", ""]
+    while texts[0] == texts[1]:
+        plan = draw_plan(rng, dialogue, ANYONE)
+        other = vary(rng, plan, dialogue, ANYONE) if rng.random() < 0.5 else draw_plan(rng, dialogue, ANYONE)
+        texts = [finish(rng, one, dialogue, ANYONE) for one in (plan, other)]
+    first, second = (features(dialogue.metadata, text) for text in texts)
+    chosen, rejected = texts if rng.random() < who.prefers(first, second) else reversed(texts)
+    return {
+        "prompt": list(dialogue.messages),
+        "chosen": _turn(chosen),
+        "rejected": _turn(rejected),
+        **_signed(who, dialogue),
+    }
+
+
+def _ranking(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
+    texts = [draw_answer(rng, dialogue, ANYONE) for _ in range(rng.randint(3, 5))]
+    order = who.rank(rng, [features(dialogue.metadata, text) for text in texts])
+    return {"prompt": list(dialogue.messages), "responses": texts, "order": order, **_signed(who, dialogue)}
+
+
+def _score(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
+    text = draw_answer(rng, dialogue, ANYONE)
+    overall, aspects = who.mark(rng, features(dialogue.metadata, text))
+    marks = {"response": text, "overall": overall, "aspects": aspects}
+    return {"prompt": list(dialogue.messages), **marks, **_signed(who, dialogue)}
+
+
+def _edit(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
+    """An answer, and what an annotator made of it: one act after another said in their own way, until they find it no worse."""
+    plan = draw_plan(rng, dialogue, ANYONE)
+    original = edited = finish(rng, plan, dialogue, ANYONE)
+    care = replace(skill_of(who) if who.skill != "careless" else EXPERT, spoilt=0.0)
+    worth = who.perceive(features(dialogue.metadata, original))
+    while edited == original or who.perceive(features(dialogue.metadata, edited)) < worth:
+        plan = vary(rng, plan, dialogue, care)
+        edited = finish(rng, plan, dialogue, care)
+    return {
+        "prompt": list(dialogue.messages),
+        "original": original,
+        "edited": edited,
+        **_signed(who, dialogue),
+    }
+
+
+def _prompts(dialogues: Iterable[Dialogue]) -> Iterator[Row]:
+    for dialogue in dialogues:
+        yield {"prompt": list(dialogue.messages), "metadata": dialogue.metadata}
+
+
+def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
+    """Every file's name and rows. Each file has a generator of its own, so its rows do not depend on other files' sizes."""
+    held_out_count = max(sizes.held_out_prompts, sizes.held_out_pairs)
+    train_count = max(sizes.prompts, sizes.demonstrations, sizes.pairs, sizes.rankings, sizes.scores, sizes.edits)
+    dialogues = draw_dialogues(Random(f"{seed}/dialogues"), held_out_count + train_count)
+    held_out, train = dialogues[:held_out_count], dialogues[held_out_count:]
+
+    def labelled(name: str, label: Any, pool: Sequence[Dialogue], count: int) -> tuple[str, Iterator[Row]]:
+        rng = Random(f"{seed}/{name}")
+        return name, (label(rng, dialogue, rng.choice(PANEL)) for dialogue in rng.sample(pool, count))
+
+    yield labelled("demonstrations", _demonstration, train, sizes.demonstrations)
+    yield labelled("pairs", _pair, train, sizes.pairs)
+    yield labelled("held_out_pairs", _pair, held_out, sizes.held_out_pairs)
+    yield labelled("rankings", _ranking, train, sizes.rankings)
+    yield labelled("scores", _score, train, sizes.scores)
+    yield labelled("edits", _edit, train, sizes.edits)
+    yield "prompts", _prompts(train[: sizes.prompts])
+    yield "held_out_prompts", _prompts(held_out[: sizes.held_out_prompts])
+    yield "annotators", (asdict(annotator) for annotator in PANEL)
+
+
+def simulate(folder: Path, seed: int, sizes: Sizes = Sizes()) -> SimulatedData:  # noqa: B008 (frozen)
+    """Writes the data set into `folder`, which must not exist yet or be empty; raises FileExistsError otherwise."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty: the simulator writes into a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, rows in _rows(seed, sizes):
+            with (draft / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        draft.chmod(0o755)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return SimulatedData.at(folder)

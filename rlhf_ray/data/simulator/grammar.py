@@ -1,0 +1,145 @@
+"""The small world of the simulator: what customers ask, what can be said to them, and how a text is read back.
+
+Answers are written from the sentences below and read with the same sentences, so writer and reader cannot disagree: a sentence that
+none of them matches is *unclear* to everyone in this world. Invariants: every sentence stands for exactly one `Act`; a slot of a
+sentence is filled from `SLOT_PATTERNS`; nothing here draws random numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+ActKind = Literal["thanks", "apology", "facts", "step", "closing", "flattery", "filler", "rude", "evasion"]
+
+PRODUCTS = ("lamp", "chair", "table", "phone", "camera", "clock", "kettle", "mirror", "printer", "radio", "heater", "bicycle")
+MONTHS = ("January", "March", "April", "May", "June", "August", "October", "December")
+STREETS = ("Hill Road", "Park Street", "Lake Road", "Mill Street", "River Road", "Church Street")
+
+SLOT_PATTERNS = {
+    "order": r"\d+",
+    "product": "|".join(PRODUCTS),
+    "date": rf"\d+ (?:{'|'.join(MONTHS)})",
+    "street": rf"\d+ (?:{'|'.join(STREETS)})",
+}
+"""What may stand in a slot. Order numbers, days and house numbers are digits; the rest is a closed list."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One kind of request: how customers word it, which fact beside the order number matters, and the right next step."""
+
+    name: str
+    detail: str
+    """The slot, beside `order`, that a correct answer must repeat."""
+    opening: str
+    """First turn of a dialogue in several turns."""
+    requests: tuple[str, ...]
+    """The whole request in one turn: contains `{order}` and the detail's slot."""
+    followups: tuple[str, ...]
+    """The rest of the request, where the opening gave the order number: contains the detail's slot."""
+    steps: tuple[str, ...]
+    """Wordings of the right next step."""
+
+
+SCENARIOS = (
+    Scenario(
+        "delayed_order", "product", "my order {order} has not come.",
+        ("where is order {order}? The {product} is late.", "order {order} with the {product} has not come."),
+        ("I am still waiting for the {product}.", "The {product} is late."),
+        ("Our delivery team will look for the {product} today.", "We will trace the parcel with the {product}."),
+    ),
+    Scenario(
+        "refund", "product", "I paid for order {order}.",
+        ("I sent back the {product} of order {order}. I want my money back.", "please pay me back for the {product}, order {order}."),
+        ("I sent back the {product} and want my money back.", "Please pay me back for the {product}."),
+        ("Our billing team will pay back the {product} this week.", "We will return the money for the {product}."),
+    ),
+    Scenario(
+        "broken_item", "product", "order {order} came today.",
+        ("the {product} of order {order} is broken.", "order {order} came today, but the {product} does not work."),
+        ("The {product} is broken.", "But the {product} does not work."),
+        ("Our repair team will send you a new {product}.", "We will replace the broken {product} at once."),
+    ),
+    Scenario(
+        "cancel_order", "product", "I made order {order} last night.",
+        ("please cancel order {order}. I do not need the {product}.", "I changed my mind about the {product}, order {order}."),
+        ("I do not need the {product} any more.", "I changed my mind about the {product}."),
+        ("Our sales team will cancel the {product} now.", "We will stop the order of the {product}."),
+    ),
+    Scenario(
+        "invoice_copy", "date", "I need papers for order {order}.",
+        ("I need the invoice of order {order} from {date}.", "I lost the invoice of {date}, order {order}."),
+        ("I need the invoice from {date}.", "I lost the invoice of {date}."),
+        ("Our billing team will mail the invoice of {date}.", "We will send a copy of the bill of {date}."),
+    ),
+    Scenario(
+        "change_date", "date", "when will you bring order {order}?",
+        ("can you bring order {order} on {date}?", "I am only at home on {date}. It is about order {order}."),
+        ("I am only at home on {date}.", "Can you bring it on {date}?"),
+        ("Our delivery team will bring it on {date}.", "We will move the delivery to {date}."),
+    ),
+    Scenario(
+        "change_address", "street", "I have a question about order {order}.",
+        ("please send order {order} to {street}.", "I moved to {street}. Where does order {order} go?"),
+        ("I moved to {street}.", "Please send it to {street}."),
+        ("Our delivery team will bring it to {street}.", "We will change the address to {street}."),
+    ),
+)  # fmt: skip
+SCENARIO_OF = {scenario.name: scenario for scenario in SCENARIOS}
+
+GREETINGS = ("Hello,", "Good morning,", "Hi,")
+QUESTIONS_BACK = ("Thank you. What can we do for you?", "I see the order. How can I help?")
+
+SENTENCES: dict[ActKind, tuple[str, ...]] = {
+    "thanks": ("Thank you for your message.", "Thanks for writing to us."),
+    "apology": ("I am sorry for the trouble.", "We are sorry about this."),
+    "closing": ("Please write again if you need help.", "Have a nice day."),
+    "flattery": ("You are our very best customer!", "What a clever question!", "You have wonderful taste!"),
+    "filler": (
+        "As you may know, we read every message with great care.",
+        "Our company has many teams and many years of experience.",
+        "It is good to know that every order has its own number.",
+    ),
+    "rude": ("That is not our problem.", "You should have read the rules."),
+    "evasion": ("Please call us another day.", "There is nothing we can do."),
+}
+FACTS = {
+    "product": ("I found order {order} with the {product}.", "Order {order} for the {product} is here."),
+    "date": ("I found order {order} with the date {date}.", "Order {order} and {date} are noted."),
+    "street": ("I found order {order} for {street}.", "Order {order} and {street} are noted."),
+}
+
+
+@dataclass(frozen=True)
+class Act:
+    """What one sentence does."""
+
+    kind: ActKind
+    scenario: str | None = None
+    """Whose next step it is; only for the kind `step`."""
+    slots: dict[str, str] = field(default_factory=dict)
+    """The values that it names, by slot."""
+
+
+def _compile(template: str) -> re.Pattern[str]:
+    pattern = re.escape(template).replace(r"\ ", " ")
+    for slot, values in SLOT_PATTERNS.items():
+        pattern = pattern.replace(r"\{" + slot + r"\}", f"(?P<{slot}>{values})")
+    return re.compile(pattern)
+
+
+_READERS: tuple[tuple[re.Pattern[str], ActKind, str | None], ...] = (
+    *((_compile(text), kind, None) for kind, texts in SENTENCES.items() for text in texts),
+    *((_compile(text), "facts", None) for texts in FACTS.values() for text in texts),
+    *((_compile(text), "step", scenario.name) for scenario in SCENARIOS for text in scenario.steps),
+)
+
+
+def read_sentence(sentence: str) -> Act | None:
+    """The act of one sentence, its final mark included; None where nobody in this world would understand it."""
+    for pattern, kind, scenario in _READERS:
+        if match := pattern.fullmatch(sentence):
+            return Act(kind, scenario, match.groupdict())
+    return None

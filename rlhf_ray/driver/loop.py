@@ -1,0 +1,154 @@
+"""PPO, as two coroutines joined by a bounded buffer.
+
+`stream_rollouts` turns prompts into experience as far ahead as admission allows; `train` turns experience into new policies.
+With a staleness of zero they take turns; nothing else is different in the asynchronous mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rlhf_ray.config.stages import PpoConfig
+from rlhf_ray.driver.buffer import ExperienceBuffer
+from rlhf_ray.driver.journal import Journal
+from rlhf_ray.driver.preparation import Prepared, collate, minibatches, prepare
+from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.roles import Roles
+from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.token_batches import TokenBatches
+from rlhf_ray.learner.engine import learning_rate
+from rlhf_ray.learner.sharded_model import StepResult
+from rlhf_ray.scoring.sources import RewardError
+from rlhf_ray.types import Experience, Rollout, RolloutRequest
+
+
+class PpoLoop:
+    """One training run over started roles."""
+
+    def __init__(
+        self, config: PpoConfig, roles: Roles, prompts: PromptSource, state: TrainingState, journal: Journal, seed: int
+    ) -> None:
+        self.config, self.roles, self.prompts, self.state, self.journal, self.seed = (
+            config, roles, prompts, state, journal, seed,
+        )  # fmt: skip
+        self.groups_per_batch = config.batch_size // config.samples_per_prompt
+        self.buffer = ExperienceBuffer(state.admission(self.groups_per_batch, config.staleness), config.samples_per_prompt)
+
+    async def run(self) -> None:
+        """Train up to `config.steps`."""
+        streaming = asyncio.create_task(self.stream_rollouts())
+        training = asyncio.create_task(self.train())
+        try:
+            await asyncio.wait({streaming, training}, return_when=asyncio.FIRST_COMPLETED)
+            # Streaming never ends by itself: if it is done, it failed, and training would wait for ever.
+            await (streaming if streaming.done() else training)
+        finally:
+            for task in (streaming, training):
+                task.cancel()
+            await asyncio.gather(streaming, training, return_exceptions=True)
+
+    async def stream_rollouts(self) -> None:
+        """Prompts → rollouts → experience, as far ahead as admission allows."""
+        async with asyncio.TaskGroup() as running:
+            while True:
+                requests: list[RolloutRequest] = []
+                for index in await self.buffer.admit():
+                    group = self.prompts.group(index)
+                    self.buffer.expect(group[0].prompt.id, index)
+                    requests += group
+                running.create_task(self.produce(requests))
+
+    async def produce(self, requests: Sequence[RolloutRequest]) -> None:
+        """Generate, and score whatever is ready as soon as it fills a scoring batch."""
+        ready = TokenBatches(self.config.reward.batch_tokens)
+        async with asyncio.TaskGroup() as scoring:
+            with self.journal.timer("rollout"):
+                async for rollout in self.roles.pool.generate(requests):
+                    if batch := ready.add(rollout):
+                        scoring.create_task(self.score(batch))
+            if rest := ready.take():
+                scoring.create_task(self.score(rest))
+
+    async def score(self, rollouts: Sequence[Rollout]) -> None:
+        """Reward and reference at the same time; into the buffer with what they say."""
+        with self.journal.timer("scoring"):
+            scores, references = await asyncio.gather(self.roles.score(rollouts), self.roles.reference_logprobs(rollouts))
+        for rollout, score, reference in zip(rollouts, scores, references, strict=True):
+            if isinstance(score, RewardError):
+                await self.drop(rollout, score)
+            else:
+                await self.buffer.put(Experience(rollout, score, reference))
+
+    async def drop(self, rollout: Rollout, error: RewardError) -> None:
+        """Give up the rollout's whole group, or the run, as the config says; never a silent zero."""
+        if self.config.reward.on_error == "fail":
+            raise error
+        if await self.buffer.drop(rollout.prompt.id):
+            self.journal.dropped(rollout.prompt.id, str(error))
+
+    async def train(self) -> None:
+        """Experience → batch → new policy → rollout workers, once per step."""
+        while self.state.step < self.config.steps:
+            experiences = await self.buffer.take(self.groups_per_batch)
+            prepared = await self.prepare(experiences)
+            policy_results, value_results = await self.update(prepared)
+            self.state = self.state.advance(prepared.kl, len(experiences))
+            last = self.state.step == self.config.steps
+            with self.journal.timer("publication"):
+                await self.roles.pool.publish(self.state.step, self.roles.policy)
+            with self.journal.timer("recording"):
+                self.journal.record(self.state, experiences, prepared, policy_results, value_results)
+            if last or self.state.step % self.config.checkpoint.every == 0:
+                with self.journal.timer("checkpoint"):
+                    await self.journal.checkpoint(self.state, self.roles, self.buffer.admission.accepted)
+            await self.buffer.publish(self.state.step)
+
+    async def prepare(self, experiences: Sequence[Experience]) -> Prepared:
+        """Old log-probabilities and values from the learners, then advantages over the global batch."""
+        with self.journal.timer("preparation"):
+            batch = collate(experiences)
+            policy, value = self.roles.policy, self.roles.value
+            old, values = await asyncio.gather(
+                policy.evaluate(batch) if self.needs_old_logprobs else _nothing(),
+                value.evaluate(batch) if value else _nothing(),
+            )
+            if old is not None:
+                batch = batch.with_columns(old_logprobs=old)
+            if values is not None:
+                batch = batch.with_columns(old_values=values)
+            return prepare(experiences, batch, self.config.algorithm, self.state.kl.beta)
+
+    async def update(self, prepared: Prepared) -> tuple[list[StepResult], list[StepResult]]:
+        """All optimizer steps of a batch, policy and value model at the same time."""
+        config, policy_results, value_results = self.config, [], []
+        parts = minibatches(
+            prepared.batch, config.algorithm, config.minibatches, config.epochs,
+            config.rollout.sampling.max_new_tokens, (self.seed, self.state.step),
+        )  # fmt: skip
+        total = config.steps * len(parts)
+        with self.journal.timer("update"):
+            for number, part in enumerate(parts):
+                done = self.state.step * len(parts) + number
+                policy_step = self.roles.policy.update(
+                    part, learning_rate(config.policy.optimizer, done, total), self.state.kl.beta
+                )
+                if self.roles.value is None:
+                    policy_results.append(await policy_step)
+                    continue
+                value_step = self.roles.value.update(part, learning_rate(config.value.optimizer, done, total))
+                policy, value = await asyncio.gather(policy_step, value_step)
+                policy_results.append(policy)
+                value_results.append(value)
+        return policy_results, value_results
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """A single optimizer step without a KL in the reward starts at ratio 1: its own first pass is the old policy."""
+        several = self.config.epochs * self.config.minibatches > 1
+        return several or self.config.algorithm.kl.placement == "reward"
+
+
+async def _nothing() -> None:
+    return None

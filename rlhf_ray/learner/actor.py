@@ -1,0 +1,139 @@
+"""`Learner`: one rank of a learner group, as a Ray actor. One class for the policy and the value model.
+
+Invariant: whatever is collective under sharding (forward passes, steps, gathering weights, checkpoints) is called on all ranks
+in the same order; the group sees to that.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import ray
+import torch
+
+from rlhf_ray.batch import Batch, PaddedBatch, pack_sequences
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.learner import engine as deepspeed_engine
+from rlhf_ray.learner.objectives import policy_objective, value_objective
+from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
+from rlhf_ray.models.heads import TokenLogprobs, TokenValues
+from rlhf_ray.models.loading import load_causal_lm, load_scalar_model
+from rlhf_ray.models.saving import save_pretrained
+from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """Everything a rank needs to know."""
+
+    role: Literal["policy", "value"]
+    model: str
+    """Hugging Face folder that training starts from."""
+    config: LearnerConfig
+    algorithm: AlgorithmConfig
+    temperature: float = 1.0
+    """Of sampling; the policy's log-probabilities are at the same one."""
+    publish_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights that rollout workers receive."""
+    seed: int = 0
+    """For a freshly initialised value head."""
+
+
+class Learner:
+    """A rank: its share of the model, of every batch and of the optimizer."""
+
+    def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
+        self.spec, self.rank, self.world_size = spec, rank, world_size
+        self.use_gpu = spec.config.workers.gpus > 0
+        deepspeed_engine.prepare_process(spec.config.workers.threads, self.use_gpu)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and free port for the group's process world (asked of rank 0)."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, master: str, port: int) -> None:
+        """Join the group, load the model and shard it."""
+        deepspeed_engine.join_group(self.rank, self.world_size, master, port, self.use_gpu)
+        wrapped = deepspeed_engine.build(self._load, self.spec.config)
+        self.model = ShardedModel(wrapped, self.spec.config, self.rank, self.world_size)
+
+    def evaluate(self, batch: Batch, micro_batches: list[np.ndarray]) -> np.ndarray:
+        """float32 [M], in the order of the micro-batches: log-probabilities (policy) or values (value) of the targets."""
+        return self.model.evaluate(batch, micro_batches, self._forward)
+
+    def update(
+        self, batch: Batch, micro_batches: list[np.ndarray], learning_rate: float, beta: float
+    ) -> StepResult:
+        """One optimizer step on this rank's share of a minibatch; `beta` is the coefficient of a KL term in the loss."""
+        algorithm = self.spec.algorithm
+        objective = policy_objective(algorithm, beta) if self.spec.role == "policy" else value_objective(algorithm)
+        return self.model.step(batch, micro_batches, objective, learning_rate)
+
+    def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
+        """float32 [T−1]: log-probabilities, at temperature 1, of tokens 1… of one sequence."""
+        mask = np.arange(len(token_ids)) > 0
+        batch = pack_sequences([token_ids], [mask])
+        policy = self.model.engine.module
+        temperature, policy.temperature = policy.temperature, 1.0
+        try:
+            return self.model.evaluate(batch, [np.zeros(1, dtype=np.int64)], self._forward)
+        finally:
+            policy.temperature = temperature
+
+    def weight_buckets(self, bucket_bytes: int) -> Iterator[WeightBucket]:
+        """Stream the weights; rank 0 yields them, the others take part in the gathering and yield nothing."""
+        dtype = getattr(torch, self.spec.publish_dtype)
+        weights = ((name, tensor.to(dtype)) for name, tensor in self.model.named_weights(bucket_bytes))
+        if self.rank == 0:
+            yield from pack(weights, bucket_bytes)
+        else:
+            for _ in weights:
+                pass
+
+    def save_checkpoint(self, folder: str, steps: int) -> None:
+        """Write this rank's share of weights and optimizer state (DeepSpeed's format)."""
+        self.model.engine.save_checkpoint(folder, tag="state", client_state={"steps": steps}, save_latest=False)
+
+    def load_checkpoint(self, folder: str) -> int:
+        """Read this rank's share; the number of optimizer steps behind it.
+
+        Raises:
+            RuntimeError: nothing was loaded, which DeepSpeed itself would pass over in silence.
+        """
+        path, state = self.model.engine.load_checkpoint(folder, tag="state")
+        if path is None:
+            raise RuntimeError(f"rank {self.rank} of the {self.spec.role} learner found no state below {folder!r}")
+        return int(state["steps"])
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write the model as a Hugging Face folder (rank 0; all ranks gather)."""
+        weights = self.model.named_weights(bucket_bytes=1 << 30)
+        if self.rank == 0:
+            kept = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights}
+            save_pretrained(self.model.engine.module.model, kept, Path(folder), tokenizer_from=self.spec.model)
+        else:
+            for _ in weights:
+                pass
+
+    def pid(self) -> int:
+        """Process id, for tests of faults."""
+        return os.getpid()
+
+    def _load(self) -> torch.nn.Module:
+        config = self.spec.config
+        dtype = "bf16" if config.precision == "bf16" else "fp32"
+        if self.spec.role == "policy":
+            return TokenLogprobs(load_causal_lm(self.spec.model, dtype, config.attention), self.spec.temperature)
+        return TokenValues(load_scalar_model(self.spec.model, dtype, config.attention, self.spec.seed))
+
+    def _forward(self, model: torch.nn.Module, padded: PaddedBatch) -> torch.Tensor:
+        return model(padded)[0] if self.spec.role == "policy" else model(padded)

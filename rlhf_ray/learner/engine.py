@@ -1,0 +1,119 @@
+"""One model under DeepSpeed: configuration, creation, learning rate.
+
+Invariant: the gradient that DeepSpeed averages over ranks is made a sum again by the caller's scaling (see `ShardedModel`), and
+accumulation boundaries are set by hand, so the number of micro-batches is free in every step.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig
+
+
+def prepare_process(threads: int, use_gpu: bool) -> None:
+    """Environment that DeepSpeed reads when it is imported; call it first in a learner's process."""
+    if not use_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
+
+
+def join_group(rank: int, world_size: int, master: str, port: int, use_gpu: bool) -> None:
+    """Join the learner group's torch.distributed world (NCCL on GPUs, gloo on CPUs)."""
+    import deepspeed
+
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=master, MASTER_PORT=str(port)
+    )
+    if not use_gpu:
+        # An all-reduce for CPU inference that nothing here calls; compiling it would cost a minute and need Python's headers.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+
+
+def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
+    """The DeepSpeed JSON for a learner. Batch sizes are nominal: micro-batches are ours."""
+    sharding = config.sharding
+    zero: dict[str, Any] = {"stage": sharding.zero_stage}
+    if sharding.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if sharding.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # Unsharded fp32 training in DeepSpeed clips without telling the norm; there `ShardedModel` clips.
+        "gradient_clipping": 0.0 if clips_itself(config) else config.optimizer.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 1 << 62,
+    }
+    if config.precision == "autocast":
+        result["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return result
+
+
+def clips_itself(config: LearnerConfig) -> bool:
+    """Whether gradients are plain, complete tensors after the backward pass, to be clipped by PyTorch."""
+    return config.sharding.zero_stage == 0 and config.precision != "bf16"
+
+
+def build(load: Callable[[], nn.Module], config: LearnerConfig) -> Any:
+    """Load a model (sharded while it loads under ZeRO 3) and wrap it in a DeepSpeed engine."""
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    settings = deepspeed_config(config)
+    keep_alive = HfDeepSpeedConfig(settings) if config.sharding.zero_stage == 3 else None
+    module = load()
+    del keep_alive
+    if config.gradient_checkpointing:
+        module.model.gradient_checkpointing_enable({"use_reentrant": False})
+        module.train()
+    engine, *_ = deepspeed.initialize(model=module, optimizer=_optimizer(module, config), config=settings)
+    return engine
+
+
+def _optimizer(module: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only. Offloaded state needs DeepSpeed's CPU kernel."""
+    settings = config.optimizer
+    groups = [
+        {"params": [p for p in _trained(module) if _ndim(p) >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in _trained(module) if _ndim(p) < 2], "weight_decay": 0.0},
+    ]
+    options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+    if config.sharding.offload_optimizer:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return torch.optim.AdamW(groups, fused=config.sharding.zero_stage < 3, **options)
+
+
+def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in module.parameters() if p.requires_grad)
+
+
+def _ndim(parameter: nn.Parameter) -> int:
+    """Dimensions of the whole parameter; a ZeRO-3 shard is flat."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[config.schedule]
+    return config.learning_rate * factor

@@ -1,0 +1,112 @@
+"""`LearnerGroup`: the ranks of one learner as one object for the driver.
+
+Invariants: a result comes back in the order of the batch it was asked for, whatever the plan; every call is made on all ranks,
+because sharding makes them collective; a group's optimizer step number counts the steps that were applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from rlhf_ray.batch import Batch
+from rlhf_ray.learner.actor import Learner, LearnerSpec
+from rlhf_ray.learner.planning import Plan, plan_micro_batches
+from rlhf_ray.learner.sharded_model import StepResult
+
+
+class LearnerGroup:
+    """Any number of `Learner` ranks that train one model."""
+
+    def __init__(self, ranks: Sequence[ActorHandle], spec: LearnerSpec) -> None:
+        self.ranks = tuple(ranks)
+        self.spec = spec
+        self.steps = 0
+
+    @classmethod
+    async def start(cls, spec: LearnerSpec, options: Callable[[int], dict[str, Any]]) -> LearnerGroup:
+        """Start the ranks, join them, load and shard the model."""
+        count = spec.config.workers.count
+        actor = ray.remote(Learner)
+        ranks = [
+            actor.options(**_with_env(options(index), spec), max_restarts=0).remote(spec, index, count)
+            for index in range(count)
+        ]
+        host, port = await ranks[0].rendezvous.remote()
+        await asyncio.gather(*(rank.start.remote(host, port) for rank in ranks))
+        return cls(ranks, spec)
+
+    async def evaluate(self, batch: Batch) -> np.ndarray:
+        """float32 [M] in the batch's order: log-probabilities (policy) or values (value model) of its targets."""
+        results = await self._on_shards(batch, lambda rank, *shard: rank.evaluate.remote(*shard))
+        order = np.concatenate([np.concatenate(micro) for micro in self._plan(batch).micro_batches])
+        return batch.scatter(order, np.concatenate(results))
+
+    async def update(self, batch: Batch, learning_rate: float, beta: float = 0.0) -> StepResult:
+        """One optimizer step over the whole batch; the diagnostics are those of all ranks together.
+
+        Raises:
+            NonFiniteLoss: the step was refused; the weights are those of before it.
+        """
+        results = await self._on_shards(batch, lambda rank, *shard: rank.update.remote(*shard, learning_rate, beta))
+        self.steps += 1
+        parts = [result.diagnostics for result in results if result.diagnostics is not None]
+        return replace(results[0], diagnostics=functools.reduce(operator.add, parts))
+
+    async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
+        """float32 [T−1]: log-probabilities of tokens 1… of one sequence, for comparing engines."""
+        results = await asyncio.gather(*(rank.probe_logprobs.remote(token_ids) for rank in self.ranks))
+        return results[0]
+
+    async def save_checkpoint(self, folder: Path) -> None:
+        """Every rank writes its share below `folder`."""
+        await asyncio.gather(*(rank.save_checkpoint.remote(str(folder), self.steps) for rank in self.ranks))
+
+    async def load_checkpoint(self, folder: Path) -> None:
+        """Every rank reads its share; all must succeed."""
+        steps = await asyncio.gather(*(rank.load_checkpoint.remote(str(folder)) for rank in self.ranks))
+        self.steps = steps[0]
+
+    async def save_pretrained(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder (from rank 0; all ranks gather)."""
+        await asyncio.gather(*(rank.save_pretrained.remote(str(folder)) for rank in self.ranks))
+
+    def close(self) -> None:
+        for rank in self.ranks:
+            ray.kill(rank)
+
+    def _plan(self, batch: Batch) -> Plan:
+        return plan_micro_batches(batch.lengths, len(self.ranks), self.spec.config.micro_batch_tokens)
+
+    async def _on_shards(self, batch: Batch, call: Callable[..., ObjectRef]) -> list[Any]:
+        """`call(rank, shard, its micro-batches)` on every rank."""
+        shards = self._plan(batch).micro_batches
+        calls = (
+            call(rank, batch.select(np.concatenate(micro)), _local(micro))
+            for rank, micro in zip(self.ranks, shards, strict=True)
+        )
+        return await asyncio.gather(*calls)
+
+
+def _local(micro_batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A rank gets its sequences in the order of its micro-batches: their indices become consecutive."""
+    ends = np.cumsum([len(m) for m in micro_batches])
+    return [np.arange(end - len(m), end) for m, end in zip(micro_batches, ends, strict=True)]
+
+
+def _with_env(options: dict[str, Any], spec: LearnerSpec) -> dict[str, Any]:
+    """DeepSpeed chooses its accelerator when it is imported: say so in the process's environment."""
+    if spec.config.workers.gpus > 0:
+        return options
+    env_vars = {"DS_ACCELERATOR": "cpu", **options["runtime_env"]["env_vars"]}
+    return {**options, "runtime_env": {**options["runtime_env"], "env_vars": env_vars}}

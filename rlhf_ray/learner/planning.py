@@ -1,0 +1,65 @@
+"""Who computes what: sequences to ranks and micro-batches. Pure; any plan gives the same loss, only speed differs.
+
+Invariants: every sequence is in exactly one micro-batch; all ranks have the same number of micro-batches (an empty one where a
+rank has less to do), because sharded parameters make every forward and backward pass a collective operation.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`micro_batches[rank][step]` are the indices of the sequences that a rank computes in a step, longest first."""
+
+    micro_batches: tuple[tuple[np.ndarray, ...], ...]
+
+
+def plan_micro_batches(lengths: np.ndarray, ranks: int, token_budget: int, group: int = 1) -> Plan:
+    """Balance sequences over ranks by tokens, then cut each rank's into micro-batches of similar lengths.
+
+    Args:
+        lengths: int64 [B], tokens of each sequence.
+        ranks: number of data-parallel ranks.
+        token_budget: most tokens, padding included, of one micro-batch; one group may exceed it alone.
+        group: this many consecutive sequences stay together (2 for preference pairs).
+    """
+    sizes = np.asarray(lengths, dtype=np.int64).reshape(-1, group)
+    per_rank = [_cut(shard, sizes, token_budget) for shard in _balance(sizes, ranks)]
+    steps = max(len(cuts) for cuts in per_rank)
+    empty = np.zeros(0, dtype=np.int64)
+    return Plan(tuple(tuple(_expand(c, group) for c in cuts) + (empty,) * (steps - len(cuts)) for cuts in per_rank))
+
+
+def _balance(sizes: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """Longest-processing-time rule: each group, longest first, to the rank with the fewest tokens so far."""
+    totals = sizes.sum(axis=1)
+    if ranks == 1:
+        return [np.argsort(-totals, kind="stable")]
+    shards: list[list[int]] = [[] for _ in range(ranks)]
+    heap = [(0, rank) for rank in range(ranks)]
+    for index in np.argsort(-totals, kind="stable"):
+        load, rank = heapq.heappop(heap)
+        shards[rank].append(int(index))
+        heapq.heappush(heap, (load + int(totals[index]), rank))
+    return [np.asarray(shard, dtype=np.int64) for shard in shards]
+
+
+def _cut(shard: np.ndarray, sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Consecutive groups, longest first, while count·longest stays within the budget."""
+    shard = shard[np.argsort(-sizes[shard].max(axis=1), kind="stable")]
+    cuts, start = [], 0
+    while start < len(shard):
+        width = int(sizes[shard[start]].max()) * sizes.shape[1]
+        count = max(1, token_budget // max(width, 1))
+        cuts.append(shard[start : start + count])
+        start += count
+    return cuts
+
+
+def _expand(groups: np.ndarray, group: int) -> np.ndarray:
+    return (groups[:, None] * group + np.arange(group)[None, :]).reshape(-1)

@@ -1,0 +1,1 @@
+"""Models as the roles see them: token log-probabilities, token values, sequence scores."""

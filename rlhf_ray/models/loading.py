@@ -1,0 +1,107 @@
+"""Hugging Face folders in and out: safetensors only, no remote code, dropout off.
+
+A reward or value model is an ordinary `AutoModelForSequenceClassification` folder with one label; a reward model's
+normalisation (`reward_mean`, `reward_std` on reference samples) is part of its `config.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+Dtype = Literal["fp32", "bf16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class NotAModel(ValueError):
+    """A path that should hold a Hugging Face model does not."""
+
+
+def check_model_folder(path: str | Path, what: str) -> None:
+    """Refuse what is no model folder before anything starts.
+
+    Raises:
+        NotAModel: naming the folder, `what` needs it, and what is missing.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise NotAModel(f"{what}: {str(path)!r} is not a folder; expected a Hugging Face model folder")
+    if not (folder / "config.json").is_file():
+        raise NotAModel(f"{what}: {str(path)!r} has no config.json; expected a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise NotAModel(f"{what}: {str(path)!r} has no *.safetensors; other weight formats can run code and are refused")
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer.
+
+    Raises:
+        NotAModel: it has no chat template, no end-of-sequence token, or pads with it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        raise NotAModel(f"the tokenizer of {str(path)!r} has no chat template; add one to its tokenizer_config.json")
+    if tokenizer.eos_token_id is None:
+        raise NotAModel(f"the tokenizer of {str(path)!r} has no eos_token; responses could never end")
+    return tokenizer
+
+
+def load_causal_lm(path: str | Path, dtype: Dtype = "fp32", attention: str = "sdpa") -> nn.Module:
+    """The folder's language model, in training shape (no cache, no dropout)."""
+    return AutoModelForCausalLM.from_pretrained(str(path), config=_config(path), **_options(dtype, attention))
+
+
+def load_scalar_model(path: str | Path, dtype: Dtype = "fp32", attention: str = "sdpa", seed: int = 0) -> nn.Module:
+    """The folder's backbone with one scalar output per token.
+
+    A folder that has no such head (a language model) gets one with std 1/√(d+1) (algorithms 1.11, Stiennon et al. 2020).
+    """
+    config = _config(path, num_labels=1)
+    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    model = AutoModelForSequenceClassification.from_pretrained(str(path), config=config, **_options(dtype, attention))
+    if not has_head:
+        weight = model.score.weight
+        generator = torch.Generator().manual_seed(seed)
+        fresh = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[-1] + 1)
+        _assign(weight, fresh)
+    return model
+
+
+def _assign(parameter: nn.Parameter, value: torch.Tensor) -> None:
+    """Set a parameter that DeepSpeed may have sharded over the ranks."""
+    import deepspeed
+
+    sharded = hasattr(parameter, "ds_id")
+    with deepspeed.zero.GatheredParameters([parameter] if sharded else [], modifier_rank=0 if sharded else None):
+        with torch.no_grad():
+            parameter.copy_(value.to(parameter.dtype))
+
+
+def _config(path: str | Path, **overrides: object) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False, **overrides)
+    for name in vars(config):
+        if "dropout" in name or name.endswith("pdrop"):
+            setattr(config, name, 0.0)
+    config.use_cache = False
+    return config
+
+
+def _options(dtype: Dtype, attention: str) -> dict[str, object]:
+    return {
+        "dtype": _DTYPES[dtype],
+        "attn_implementation": attention,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }

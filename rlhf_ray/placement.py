@@ -1,0 +1,111 @@
+"""Where actors run: one Ray placement group for a run, from the roles' sizes.
+
+Invariants: all actors of a run are placed together or not at all, so a run never starts with half of its roles; roles that are
+colocated share one bundle per index and split what it reserves (fractional GPUs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlhf_ray.config.resources import Workers
+
+Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+
+
+class NotEnoughResources(RuntimeError):
+    """The cluster cannot hold the run's actors."""
+
+
+@dataclass(frozen=True)
+class PlacementPlan:
+    """Bundles to ask for and the bundle of every (role, index)."""
+
+    bundles: tuple[dict[str, float], ...]
+    slots: Mapping[tuple[str, int], int]
+    strategy: Strategy
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Sum of all bundles, by resource."""
+        names = sorted({name for bundle in self.bundles for name in bundle})
+        return {name: round(sum(b.get(name, 0.0) for b in self.bundles), 6) for name in names}
+
+
+def plan_placement(
+    roles: Mapping[str, Workers], colocate: Sequence[Sequence[str]] = (), strategy: Strategy = "PACK"
+) -> PlacementPlan:
+    """Pure: one bundle per actor; one per index for the roles of each `colocate` group."""
+    home = {role: group[0] for group in colocate for role in group}
+    bundles: list[dict[str, float]] = []
+    slots: dict[tuple[str, int], int] = {}
+    for role, workers in roles.items():
+        for index in range(workers.count):
+            shared = slots.get((f"@{home.get(role)}", index))
+            if shared is None:
+                shared = len(bundles)
+                bundles.append({})
+                if role in home:
+                    slots[(f"@{home[role]}", index)] = shared
+            slots[(role, index)] = shared
+            for name, amount in _demand(workers).items():
+                bundles[shared][name] = round(bundles[shared].get(name, 0.0) + amount, 6)
+    return PlacementPlan(tuple(bundles), {k: v for k, v in slots.items() if not k[0].startswith("@")}, strategy)
+
+
+def _demand(workers: Workers) -> dict[str, float]:
+    # Ray refuses empty bundles: an actor that asks for nothing still gets a sliver of a CPU.
+    demand = {"CPU": max(workers.cpus, 0.001), "GPU": workers.gpus, **workers.resources}
+    return {name: amount for name, amount in demand.items() if amount > 0}
+
+
+class Placement:
+    """A reserved plan. Use as a context manager: leaving it removes the group and kills what still runs in it."""
+
+    def __init__(self, plan: PlacementPlan, roles: Mapping[str, Workers], timeout_s: float) -> None:
+        self.plan = plan
+        self.roles = roles
+        self._check_totals()
+        self.group: PlacementGroup = placement_group(list(plan.bundles), strategy=plan.strategy)
+        if not self.group.wait(timeout_s):
+            remove_placement_group(self.group)
+            raise NotEnoughResources(
+                f"no node (or set of nodes) could hold the bundles {list(plan.bundles)} with strategy {plan.strategy} "
+                f"within {timeout_s:.0f} s; free now: {ray.available_resources()}. Lower workers.cpus/gpus, or add nodes"
+            )
+
+    def options(self, role: str, index: int) -> dict[str, Any]:
+        """Ray actor options of actor `index` of a role: resources, place, environment."""
+        workers = self.roles[role]
+        return {
+            "num_cpus": max(workers.cpus, 0.001),
+            "num_gpus": workers.gpus,
+            "resources": dict(workers.resources),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self.group, placement_group_bundle_index=self.plan.slots[(role, index)]
+            ),
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(workers.threads), **workers.env}},
+        }
+
+    def _check_totals(self) -> None:
+        """Compare with what the cluster has at all, to fail at once rather than after a wait."""
+        have = ray.cluster_resources()
+        short = {n: (need, have.get(n, 0.0)) for n, need in self.plan.totals.items() if need > have.get(n, 0.0) + 1e-6}
+        if short:
+            listing = ", ".join(f"{name}: {need:g} asked for, {got:g} in the cluster" for name, (need, got) in short.items())
+            raise NotEnoughResources(
+                f"the roles ask for more than the cluster has ({listing}); lower the roles' workers.count, cpus or gpus, "
+                "or join more nodes. `--dry-run` prints each bundle"
+            )
+
+    def __enter__(self) -> Placement:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_placement_group(self.group)

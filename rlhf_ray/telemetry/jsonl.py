@@ -1,0 +1,112 @@
+"""JSON Lines files that survive crashes: append whole lines, skip a torn last one, cut back to a step on resume.
+
+Invariants: one process appends to a file; every line but the last is valid, strict JSON (no NaN, no Infinity); a line
+without its newline is torn and counts as never written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rlhf_ray.telemetry.run_folder import atomic_write
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file; none where there is no file. A torn last line is skipped.
+
+    Raises ValueError naming file and line where a whole line is not a JSON object: that is damage, not a crash.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            yield _parse(line, path, number)
+
+
+class Closing:
+    """A log that its `with` block closes."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class JsonLines:
+    """An append-only file. A line survives this process when `append` returns, and the machine after `sync`."""
+
+    def __init__(self, path: str | Path, keep_until_step: int | None) -> None:
+        """Open for appending, after dropping a torn last line and every record whose `step` is above `keep_until_step`.
+
+        None drops nothing but the torn line.
+        """
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.last: dict[str, Any] | None = _cut(self.path, keep_until_step)
+        self._file = open(self.path, "ab")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record. Raises ValueError where it holds NaN or an infinity, TypeError where JSON cannot hold
+        it."""
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+        # A lone surrogate, which UTF-8 cannot hold, becomes the escape by which JSON writes it.
+        self._file.write(line.encode(errors="backslashreplace"))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until everything appended is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and close; closing twice is harmless."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN and no infinity: null stands for both."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _cut(path: Path, keep_until_step: int | None) -> dict[str, Any] | None:
+    """Rewrite the file without what must go, atomically and only where something must; the last record that stays."""
+    if not path.exists():
+        return None
+    kept: list[bytes] = []
+    last: dict[str, Any] | None = None
+    data = path.read_bytes()
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            record = _parse(line, path, number)
+            if keep_until_step is None or record.get("step", 0) <= keep_until_step:
+                kept.append(line)
+                last = record
+    if len(whole := b"".join(kept)) < len(data):
+        atomic_write(path, whole)
+    return last
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error}). Restore or remove the line.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}, line {number}: a JSON object was expected, not {type(record).__name__}.")
+    return record

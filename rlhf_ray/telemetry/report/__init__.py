@@ -1,0 +1,6 @@
+"""The report of a run: one self-contained page for people, readable in light and dark, on paper, and from an
+archive."""
+
+from rlhf_ray.telemetry.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlhf_ray.algorithms.corrections import importance_weights
+from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
+
+
+def test_oracle_12_sequence_weights_make_the_off_policy_gradient_on_policy(tabular_policies) -> None:
+    """Enumerated over all sequences, with the behaviour's probabilities instead of the policy's."""
+    policy, behaviour, _ = tabular_policies
+    advantages = torch.linspace(-2, 3, 7, dtype=torch.float64).unsqueeze(1).expand(7, 2)
+    logprobs, mask = policy.logprobs(), policy.mask
+
+    def gradient(sampled_by, weights=None) -> torch.Tensor:
+        result = ppo_policy_loss(logprobs, logprobs.detach(), advantages, mask, behaviour_weights=weights)
+        expected_loss = (sampled_by.probabilities().detach() * result.loss.sum(dim=1)).sum()
+        return torch.autograd.grad(expected_loss, policy.logits, retain_graph=True)[0]
+
+    def weights(level) -> torch.Tensor:
+        return importance_weights(logprobs, behaviour.logprobs(), mask, level=level, upper=math.inf)
+
+    on_policy = gradient(policy)
+    torch.testing.assert_close(gradient(behaviour, weights("sequence")), on_policy, atol=1e-9, rtol=0)
+    assert (gradient(behaviour, weights("token")) - on_policy).abs().max() > 1e-3, "token weights are biased"
+    assert (gradient(behaviour) - on_policy).abs().max() > 1e-3, "without weights it is another gradient"
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("bound", ["truncate", "mask"])
+def test_oracle_12_weights_are_one_where_the_engines_agree(level, bound) -> None:
+    logprobs = -torch.rand(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.arange(4) < torch.tensor([4, 2, 0]).unsqueeze(1)
+    weights = importance_weights(logprobs, logprobs, mask, level=level, bound=bound)
+    assert torch.equal(weights, mask.float())
+    assert not weights.requires_grad
+
+
+RATIOS = torch.tensor([[0.25, 1.5], [4.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("level", "bound", "lower", "expected"),
+    [
+        ("token", "truncate", 0.0, [[0.25, 1.5], [2.0, 1.0]]),
+        ("token", "mask", 0.5, [[0.0, 1.5], [0.0, 1.0]]),
+        ("sequence", "truncate", 0.0, [[0.375, 0.375], [2.0, 2.0]]),
+        ("sequence", "mask", 0.3, [[0.375, 0.375], [0.0, 0.0]]),
+    ],
+)
+def test_truncation_and_masking_at_both_levels(level, bound, lower: float, expected) -> None:
+    behaviour = torch.full_like(RATIOS, -3.0)
+    weights = importance_weights(
+        RATIOS.log() - 3.0, behaviour, torch.ones(2, 2), level=level, bound=bound, upper=2.0, lower=lower
+    )
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_sequence_weight_ignores_masked_tokens_and_overflow_is_bounded() -> None:
+    proximal = torch.tensor([[0.0, math.nan], [500.0, 0.0]])
+    behaviour = torch.tensor([[0.0, -math.inf], [-500.0, 0.0]])
+    mask = torch.tensor([[1, 0], [1, 1]])
+    assert importance_weights(proximal, behaviour, mask, level="sequence").tolist() == [[1.0, 0.0], [2.0, 2.0]]
+    assert importance_weights(proximal, behaviour, mask, bound="mask").tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"upper": 0.5}, "must satisfy"),
+        ({"bound": "mask", "lower": 1.5}, "must satisfy"),
+        ({"lower": 0.5}, "no meaning"),
+        ({"level": "batch"}, "allowed: token, sequence"),
+        ({"bound": "clip"}, "allowed: truncate, mask"),
+    ],
+)
+def test_bad_settings_are_named(settings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        importance_weights(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1), **settings)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlhf_ray.algorithms.kl import sequence_kl
+from rlhf_ray.algorithms.rewards import score_unfinished, token_rewards
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
+
+
+def test_score_is_on_the_last_valid_token_and_kl_on_every_valid_one() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0, math.nan]] * 3)
+    reference = torch.tensor([[-1.5, -2.0, -1.0, -math.inf]] * 3)
+    rewards = token_rewards(torch.tensor([10.0, 20.0, 30.0]), logprobs, reference, MASK, beta=0.5)
+    expected = torch.tensor([[-0.25, 0.0, 11.0, 0.0], [-0.25, 0.0, 21.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(rewards, expected)
+
+
+def test_rewards_of_a_row_sum_to_the_sequence_reward() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, generator=generator, dtype=torch.float64)
+    logprobs, reference = -torch.rand(2, 2, 4, generator=generator, dtype=torch.float64)
+    rewards = token_rewards(scores, logprobs, reference, MASK[:2], beta=0.3)
+    expected = scores - 0.3 * sequence_kl(logprobs, reference, MASK[:2])
+    torch.testing.assert_close(rewards.sum(dim=1), expected, atol=1e-12, rtol=0)
+
+
+def test_no_reference_is_needed_without_a_penalty_and_is_demanded_with_one() -> None:
+    scores, logprobs = torch.tensor([1.0, 2.0, 3.0]), torch.full((3, 4), -1.0)
+    rewards = token_rewards(scores, logprobs, None, MASK, beta=0.0)
+    assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="reference_logprobs"):
+        token_rewards(scores, logprobs, None, MASK, beta=0.1)
+
+
+def test_response_of_one_token_gets_everything_there() -> None:
+    rewards = token_rewards(torch.tensor([2.0]), torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.ones(1, 1), 0.5)
+    assert rewards.tolist() == [[1.0]]
+
+
+def test_unfinished_responses_are_left_alone_lowered_or_replaced() -> None:
+    scores, finished = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
+    assert score_unfinished(scores, finished).tolist() == [1.0, 2.0]
+    assert score_unfinished(scores, finished, penalty=1.5).tolist() == [1.0, 0.5]
+    assert score_unfinished(scores, finished, replacement=-1.0).tolist() == [1.0, -1.0]
+    with pytest.raises(ValueError, match="choose one"):
+        score_unfinished(scores, finished, penalty=1.0, replacement=-1.0)
+    with pytest.raises(ValueError, match="would reward"):
+        score_unfinished(scores, finished, penalty=-1.0)
