@@ -55,9 +55,7 @@ class Batch:
         indices = np.asarray(indices, dtype=np.int64)
         tokens = _ranges(self.lengths, indices)
         targets = _ranges(self.target_counts, indices)
-        columns = {
-            name: getattr(self, name)[targets] for name in TARGET_COLUMNS if getattr(self, name) is not None
-        }
+        columns = {name: getattr(self, name)[targets] for name in TARGET_COLUMNS if getattr(self, name) is not None}
         return Batch(self.token_ids[tokens], self.lengths[indices], self.target_mask[tokens], **columns)
 
     def scatter(self, order: np.ndarray, column: np.ndarray) -> np.ndarray:

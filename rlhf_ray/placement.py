@@ -65,6 +65,11 @@ def _demand(workers: Workers) -> dict[str, float]:
     return {name: amount for name, amount in demand.items() if amount > 0}
 
 
+def _cpu_environment(workers: Workers) -> dict[str, str]:
+    # Actors share cores: a thread that spins at a barrier takes the core from the thread it waits for.
+    return {"OMP_NUM_THREADS": str(workers.threads), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+
+
 class Placement:
     """A reserved plan. Use as a context manager: leaving it removes the group and kills what still runs in it."""
 
@@ -90,7 +95,7 @@ class Placement:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self.group, placement_group_bundle_index=self.plan.slots[(role, index)]
             ),
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(workers.threads), **workers.env}},
+            "runtime_env": {"env_vars": {**_cpu_environment(workers), **workers.env}},
         }
 
     def _check_totals(self) -> None:
@@ -98,7 +103,9 @@ class Placement:
         have = ray.cluster_resources()
         short = {n: (need, have.get(n, 0.0)) for n, need in self.plan.totals.items() if need > have.get(n, 0.0) + 1e-6}
         if short:
-            listing = ", ".join(f"{name}: {need:g} asked for, {got:g} in the cluster" for name, (need, got) in short.items())
+            listing = ", ".join(
+                f"{name}: {need:g} asked for, {got:g} in the cluster" for name, (need, got) in short.items()
+            )
             raise NotEnoughResources(
                 f"the roles ask for more than the cluster has ({listing}); lower the roles' workers.count, cpus or gpus, "
                 "or join more nodes. `--dry-run` prints each bundle"

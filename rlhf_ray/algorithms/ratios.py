@@ -1,7 +1,7 @@
 """Ratios of probabilities, from log-probabilities that may be anything where they are masked.
 
-Invariant: both operands are replaced *before* the subtraction, because masking a result afterwards leaves
-`0 * inf = NaN` in the backward pass.
+Invariant: the mask is applied to the log-ratio, before `exp`: the backward pass of a difference only hands the (zero)
+gradient on, but masking after `exp` would leave `0 * inf = NaN` there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ beyond it. Nothing is cut from below: there `exp` underflows to an exact zero.""
 
 def masked_log_ratio(numerator: Tensor, denominator: Tensor, mask: Tensor) -> Tensor:
     """`log(p / q)` of two log-probabilities of any one shape, in nats; 0 where masked, and no gradient there."""
-    valid = mask.bool()
-    return numerator.masked_fill(~valid, 0.0) - denominator.masked_fill(~valid, 0.0)
+    return (numerator - denominator).masked_fill(~mask.bool(), 0.0)
 
 
 def bounded_exp(log_ratio: Tensor) -> Tensor:

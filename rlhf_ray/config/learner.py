@@ -51,7 +51,7 @@ class ShardingConfig(Section):
 class LearnerConfig(Section):
     """One group of DeepSpeed ranks that trains one model."""
 
-    workers: Workers = Workers(cpus=0.5)
+    workers: Workers = Workers(cpus=0.25)
     """Ranks and what each reserves."""
     precision: Literal["fp32", "bf16", "autocast"] = "fp32"
     """`fp32`; `bf16` with fp32 master weights; `autocast`: fp32 weights, bf16 matrix products."""
@@ -69,5 +69,7 @@ class LearnerConfig(Section):
     @model_validator(mode="after")
     def _offload_needs_gpu(self) -> LearnerConfig:
         if (self.sharding.offload_optimizer or self.sharding.offload_parameters) and self.workers.gpus == 0:
-            raise ValueError("offload moves state from GPU to CPU memory; workers.gpus is 0, so there is nothing to move")
+            raise ValueError(
+                "offload moves state from GPU to CPU memory; workers.gpus is 0, so there is nothing to move"
+            )
         return self

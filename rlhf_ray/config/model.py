@@ -49,5 +49,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_of(self) -> ModelConfig:
         if (self.path is None) == (self.build is None):
-            raise ValueError("set exactly one of model.path (a Hugging Face folder) and model.build (a small random model)")
+            raise ValueError(
+                "set exactly one of model.path (a Hugging Face folder) and model.build (a small random model)"
+            )
         return self

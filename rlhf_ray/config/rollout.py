@@ -39,7 +39,7 @@ class WeightChannelConfig(Section):
 class RolloutConfig(Section):
     """Rollout workers."""
 
-    workers: Workers = Workers(cpus=1.0)
+    workers: Workers = Workers(cpus=0.5)
     """Their number and what each reserves. `gpus` is per worker and must equal `tensor_parallel` when whole."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs over which vLLM splits one worker's model."""

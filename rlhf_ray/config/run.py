@@ -62,12 +62,16 @@ class RunConfig(Section):
         if self.data.simulate is None:
             for stage in self.stages:
                 if getattr(self.data, needs[stage]) is None:
-                    raise ValueError(f"stage {stage} reads data.{needs[stage]}, which is not set (nor is data.simulate)")
+                    raise ValueError(
+                        f"stage {stage} reads data.{needs[stage]}, which is not set (nor is data.simulate)"
+                    )
         if self.model.build is not None and "sft" not in self.stages:
             raise ValueError("a model.build starts random and needs the stage sft before the others")
         reward = self.ppo.reward.model
         if "ppo" in self.stages and reward and reward.path is None and "reward_model" not in self.stages:
-            raise ValueError("ppo.reward.model.path is not set and the stage reward_model is not in stages; set one of them")
+            raise ValueError(
+                "ppo.reward.model.path is not set and the stage reward_model is not in stages; set one of them"
+            )
         return self
 
     @model_validator(mode="after")

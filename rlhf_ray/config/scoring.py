@@ -13,7 +13,7 @@ from rlhf_ray.config.resources import Workers
 class ScorerConfig(Section):
     """Actors with a frozen model."""
 
-    workers: Workers = Workers(cpus=0.25)
+    workers: Workers = Workers(cpus=0.125)
     """Their number and what each reserves."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the weights."""

@@ -1,9 +1,10 @@
 """The row formats: from one JSON object to one record.
 
-Formats: `messages` (`{"messages": […]}`), `pairs` (`{"prompt": […], "chosen": […], "rejected": […]}`), `prompts` (`{"prompt": […]}`),
-all with optional `id`, `annotator`, `group` and `metadata`; `hh` (`{"chosen": str, "rejected": str}`, see transcripts.py). Each format
-yields every kind of record that it contains: a pair's chosen side is a demonstration too.
-Invariants: pure functions; a row gives one valid record, or a ValueError that names the key that is wrong.
+Formats: `messages` (`{"messages": […]}`), `pairs` (`{"prompt": […], "chosen": […], "rejected": […]}`), `prompts`
+(`{"prompt": […]}`), all with optional `id`, `annotator`, `group` and `metadata`; `hh` (`{"chosen": str, "rejected":
+str}`, see transcripts.py). Each format yields every kind of record that it contains: a pair's chosen side is a
+demonstration too. Invariants: pure functions; a row gives one valid record, or a ValueError that names the key that is
+wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def detect_format(row: dict[str, Any]) -> Format:
         return "hh"
     if "prompt" in row:
         return "pairs" if "chosen" in row else "prompts"
-    raise ValueError(f"unknown format: keys {sorted(row)}; known are messages | prompt, chosen, rejected | chosen, rejected")
+    raise ValueError(
+        f"unknown format: keys {sorted(row)}; known are messages | prompt, chosen, rejected | chosen, rejected"
+    )
 
 
 def _demonstration_of_messages(row: dict[str, Any]) -> Demonstration:
@@ -71,7 +74,8 @@ PARSERS: dict[str, dict[Format, Callable[[dict[str, Any]], Any]]] = {
         "hh": lambda row: _prompt(row, _pair_of_hh(row).prompt),
     },
 }
-"""From a row to a record: by the kind of record that is wanted, then by format. Each raises ValueError naming the wrong key."""
+"""From a row to a record: by the kind of record that is wanted, then by format. Each raises ValueError naming the wrong
+key."""
 
 
 def _key(row: dict[str, Any], key: str) -> Any:

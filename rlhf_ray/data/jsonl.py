@@ -1,7 +1,8 @@
 """Rows of a data source, one by one, with their numbers: a JSONL file or a hub data set.
 
-Invariants: rows come in the source's order, numbered from 1 as an editor numbers lines; a line that is no JSON object is not skipped here
-but yielded as `Malformed`, since what to do about it is the reader's setting; blank lines are not rows.
+Invariants: rows come in the source's order, numbered from 1 as an editor numbers lines; a line that is no JSON object
+is not skipped here but yielded as `Malformed`, since what to do about it is the reader's setting; blank lines are not
+rows.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Malformed:
 def load_rows(source: str | Path, split: str = "train") -> Iterator[Row | Malformed]:
     """Rows of a JSONL file, or of a hub data set's `split` where `source` is not a path.
 
-    A name with an ending (`pairs.jsonl`), or one that starts with `.`, `~` or `/`, is a path. Raises FileNotFoundError for a path
-    where there is no file; what the hub raises passes through.
+    A name with an ending (`pairs.jsonl`), or one that starts with `.`, `~` or `/`, is a path. Raises FileNotFoundError
+    for a path where there is no file; what the hub raises passes through.
     """
     path = Path(source).expanduser()
     if path.is_file():

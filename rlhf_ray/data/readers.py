@@ -1,7 +1,7 @@
 """Reads demonstrations, pairs and prompts from a file or a hub data set, in any format of formats.py.
 
-Invariants: one row gives one record or is malformed, never half; malformed rows are fatal or quarantined by a setting, never silently
-lost; a source from which nothing can be read is an error whatever the setting.
+Invariants: one row gives one record or is malformed, never half; malformed rows are fatal or quarantined by a setting,
+never silently lost; a source from which nothing can be read is an error whatever the setting.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _load(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Recor
         source.quarantine.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if not records and malformed:
         first = malformed[0]
-        raise DataError(f"{source.location}: all {len(malformed)} lines are malformed; line {first.number}: {first.reason}")
+        raise DataError(
+            f"{source.location}: all {len(malformed)} lines are malformed; line {first.number}: {first.reason}"
+        )
     if not records:
         raise DataError(f"{source.location} is empty: it must hold at least one row")
     return Loaded(tuple(records), len(malformed))

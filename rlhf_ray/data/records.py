@@ -1,7 +1,7 @@
 """What data files hold, once read: demonstrations, pairs and prompts.
 
-Invariants: records are immutable and valid by construction (`messages` below); a prompt's id is a function of its turns alone unless
-the file names one, so it is the same in every run and process.
+Invariants: records are immutable and valid by construction (`messages` below); a prompt's id is a function of its turns
+alone unless the file names one, so it is the same in every run and process.
 """
 
 from __future__ import annotations

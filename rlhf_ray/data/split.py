@@ -1,7 +1,7 @@
 """Splits records into training and held-out by a hash of the prompt.
 
-Invariant: where a prompt falls depends on its turns and the salt only, never on order, size or process; so the same prompt cannot fall
-on both sides, neither within a file nor across files and runs.
+Invariant: where a prompt falls depends on its turns and the salt only, never on order, size or process; so the same
+prompt cannot fall on both sides, neither within a file nor across files and runs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From messages to token ids, by the tokenizer's own chat template.
 
-Invariants: a prompt's ids are a prefix of the ids of every dialogue that continues it, so what is trained on is what is generated from;
-loss falls on the assistant's turns only, the token that ends the turn included; nothing is ever truncated: what is too long is left
-out and counted.
+Invariants: a prompt's ids are a prefix of the ids of every dialogue that continues it, so what is trained on is what is
+generated from; loss falls on the assistant's turns only, the token that ends the turn included; nothing is ever
+truncated: what is too long is left out and counted.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Dialogue:
     """The whole dialogue, with loss on the assistant's turns.
 
-    A template with `{% generation %}` marks says itself where those are. For others, a turn is what the dialogue up to and with it has
-    more than the prompt before it, up to the end-of-sequence token. Raises ValueError where the template does not extend its
-    prompts, as some do that rewrite earlier turns.
+    A template with `{% generation %}` marks says itself where those are. For others, a turn is what the dialogue up to
+    and with it has more than the prompt before it, up to the end-of-sequence token. Raises ValueError where the
+    template does not extend its prompts, as some do that rewrite earlier turns.
     """
     if _marks_turns(tokenizer):
         encoded = tokenizer.apply_chat_template(
@@ -79,8 +79,8 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
             after = _ids(tokenizer, messages[: index + 1])
             if after[: len(before)] != before or token_ids[: len(after)] != after:
                 raise ValueError(
-                    f"the chat template of {tokenizer.name_or_path!r} rewrites what came before turn {index + 1}, so its tokens "
-                    f"cannot be told apart: use a template with {{% generation %}} marks"
+                    f"the chat template of {tokenizer.name_or_path!r} rewrites what came before turn {index + 1}, "
+                    f"so its tokens cannot be told apart: use a template with {{% generation %}} marks"
                 )
             mask[len(before) : _turn_end(after, len(before), tokenizer.eos_token_id)] = True
     return _dialogue(token_ids, mask)
@@ -114,9 +114,7 @@ def encode_prompts(
     return _fitting(records, encode, lambda prompt: len(prompt.token_ids), max_tokens)
 
 
-def _fitting(
-    records: Iterable[R], encode: Callable[[R], E], length: Callable[[E], int], max_tokens: int
-) -> Encoded[E]:
+def _fitting(records: Iterable[R], encode: Callable[[R], E], length: Callable[[E], int], max_tokens: int) -> Encoded[E]:
     encoded = [encode(record) for record in records]
     fitting = tuple(item for item in encoded if length(item) <= max_tokens)
     return Encoded(fitting, len(encoded) - len(fitting))
@@ -138,7 +136,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, pro
 
 
 def _turn_end(token_ids: Sequence[int], start: int, eos: int | None) -> int:
-    """Where a turn that starts at `start` ends: behind its last end-of-sequence token, or at the end where it has none."""
+    """Where a turn that starts at `start` ends: behind its last end-of-sequence token, or at the end where it has
+    none."""
     for index in range(len(token_ids) - 1, start - 1, -1):
         if token_ids[index] == eos:
             return index + 1

@@ -1,7 +1,9 @@
-"""Transcripts in the format of Anthropic's hh-rlhf: one string per dialogue, turns marked `\\n\\nHuman:` and `\\n\\nAssistant:`.
+"""Transcripts in the format of Anthropic's hh-rlhf: one string per dialogue, turns marked `\\n\\nHuman:` and
+`\\n\\nAssistant:`.
 
-Invariants: a parsed transcript starts with the user and ends with the assistant, and no turn is empty; a pair's prompt is what both
-transcripts share, up to the last user's turn before they differ, so where they part early each side keeps all that follows.
+Invariants: a parsed transcript starts with the user and ends with the assistant, and no turn is empty; a pair's prompt
+is what both transcripts share, up to the last user's turn before they differ, so where they part early each side keeps
+all that follows.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_transcript(text: str, what: str = "transcript") -> Messages:
-    """Turns of one transcript. Raises ValueError (naming it as `what`) where it has no turns, an empty one, or a wrong end.
+    """Turns of one transcript. Raises ValueError (naming it as `what`) where it has no turns, an empty one, or a wrong
+    end.
 
-    Neighbouring turns of one speaker are one turn with a blank line between, since chat templates expect speakers to alternate.
+    Neighbouring turns of one speaker are one turn with a blank line between, since chat templates expect speakers to
+    alternate.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} is empty")

@@ -37,9 +37,7 @@ class RunState:
     """Fingerprint of the resolved config."""
 
 
-async def save(
-    folder: Path, state: RunState, write_roles: Callable[[Path], Awaitable[None]], keep: int
-) -> Path:
+async def save(folder: Path, state: RunState, write_roles: Callable[[Path], Awaitable[None]], keep: int) -> Path:
     """Write `folder/step_N` by the protocol; remove all but the newest `keep`.
 
     Args:
@@ -102,7 +100,9 @@ def newest(folder: Path, on_damaged: Callable[[str], None]) -> tuple[Path, RunSt
         except NotACheckpoint as error:
             on_damaged(str(error))
     if steps:
-        raise NotACheckpoint(f"none of the {len(steps)} checkpoints in {folder} is whole; restore one, or start a new run")
+        raise NotACheckpoint(
+            f"none of the {len(steps)} checkpoints in {folder} is whole; restore one, or start a new run"
+        )
     return None
 
 

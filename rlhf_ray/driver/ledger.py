@@ -53,9 +53,7 @@ def read_ledger(path: Path) -> Iterator[LedgerEntry]:
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
             fields = json.loads(line)
-            yield LedgerEntry(
-                fields["step"], tuple(fields["trained"]), tuple((p, r) for p, r in fields["dropped"])
-            )
+            yield LedgerEntry(fields["step"], tuple(fields["trained"]), tuple((p, r) for p, r in fields["dropped"]))
 
 
 def _line(entry: LedgerEntry) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 from rlhf_ray.config.stages import PpoConfig
 from rlhf_ray.driver.buffer import ExperienceBuffer
@@ -34,10 +33,14 @@ class PpoLoop:
             config, roles, prompts, state, journal, seed,
         )  # fmt: skip
         self.groups_per_batch = config.batch_size // config.samples_per_prompt
-        self.buffer = ExperienceBuffer(state.admission(self.groups_per_batch, config.staleness), config.samples_per_prompt)
+        self.buffer = ExperienceBuffer(
+            state.admission(self.groups_per_batch, config.staleness), config.samples_per_prompt
+        )
 
     async def run(self) -> None:
         """Train up to `config.steps`."""
+        if self.state.step >= self.config.steps:
+            return
         streaming = asyncio.create_task(self.stream_rollouts())
         training = asyncio.create_task(self.train())
         try:
@@ -74,7 +77,9 @@ class PpoLoop:
     async def score(self, rollouts: Sequence[Rollout]) -> None:
         """Reward and reference at the same time; into the buffer with what they say."""
         with self.journal.timer("scoring"):
-            scores, references = await asyncio.gather(self.roles.score(rollouts), self.roles.reference_logprobs(rollouts))
+            scores, references = await asyncio.gather(
+                self.roles.score(rollouts), self.roles.reference_logprobs(rollouts)
+            )
         for rollout, score, reference in zip(rollouts, scores, references, strict=True):
             if isinstance(score, RewardError):
                 await self.drop(rollout, score)
@@ -94,16 +99,16 @@ class PpoLoop:
             experiences = await self.buffer.take(self.groups_per_batch)
             prepared = await self.prepare(experiences)
             policy_results, value_results = await self.update(prepared)
-            self.state = self.state.advance(prepared.kl, len(experiences))
-            last = self.state.step == self.config.steps
+            self.state = self.state.advance(prepared.kl, len(experiences), self.buffer.admission.next_group)
             with self.journal.timer("publication"):
                 await self.roles.pool.publish(self.state.step, self.roles.policy)
-            with self.journal.timer("recording"):
-                self.journal.record(self.state, experiences, prepared, policy_results, value_results)
+            last = self.state.step == self.config.steps
+            if not last:
+                await self.buffer.publish(self.state.step)
+            self.journal.record(self.state, experiences, prepared, policy_results, value_results)
             if last or self.state.step % self.config.checkpoint.every == 0:
                 with self.journal.timer("checkpoint"):
-                    await self.journal.checkpoint(self.state, self.roles, self.buffer.admission.accepted)
-            await self.buffer.publish(self.state.step)
+                    await self.journal.checkpoint(self.state, self.roles)
 
     async def prepare(self, experiences: Sequence[Experience]) -> Prepared:
         """Old log-probabilities and values from the learners, then advantages over the global batch."""

@@ -43,9 +43,7 @@ def collate(experiences: Sequence[Experience]) -> Batch:
     return batch.with_columns(reference_logprobs=np.concatenate([e.reference_logprobs for e in experiences]))
 
 
-def prepare(
-    experiences: Sequence[Experience], batch: Batch, algorithm: AlgorithmConfig, beta: float
-) -> Prepared:
+def prepare(experiences: Sequence[Experience], batch: Batch, algorithm: AlgorithmConfig, beta: float) -> Prepared:
     """Add advantages (and returns) to a collated batch.
 
     `batch.old_logprobs` and `batch.old_values` are read where they are set; without old log-probabilities (a single

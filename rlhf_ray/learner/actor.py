@@ -25,7 +25,6 @@ from rlhf_ray.learner.objectives import policy_objective, value_objective
 from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
 from rlhf_ray.models.heads import TokenLogprobs, TokenValues
 from rlhf_ray.models.loading import load_causal_lm, load_scalar_model
-from rlhf_ray.models.saving import save_pretrained
 from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
 
 
@@ -70,9 +69,7 @@ class Learner:
         """float32 [M], in the order of the micro-batches: log-probabilities (policy) or values (value) of the targets."""
         return self.model.evaluate(batch, micro_batches, self._forward)
 
-    def update(
-        self, batch: Batch, micro_batches: list[np.ndarray], learning_rate: float, beta: float
-    ) -> StepResult:
+    def update(self, batch: Batch, micro_batches: list[np.ndarray], learning_rate: float, beta: float) -> StepResult:
         """One optimizer step on this rank's share of a minibatch; `beta` is the coefficient of a KL term in the loss."""
         algorithm = self.spec.algorithm
         objective = policy_objective(algorithm, beta) if self.spec.role == "policy" else value_objective(algorithm)
@@ -116,13 +113,7 @@ class Learner:
 
     def save_pretrained(self, folder: str) -> None:
         """Write the model as a Hugging Face folder (rank 0; all ranks gather)."""
-        weights = self.model.named_weights(bucket_bytes=1 << 30)
-        if self.rank == 0:
-            kept = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights}
-            save_pretrained(self.model.engine.module.model, kept, Path(folder), tokenizer_from=self.spec.model)
-        else:
-            for _ in weights:
-                pass
+        self.model.save_pretrained(Path(folder), tokenizer_from=self.spec.model)
 
     def pid(self) -> int:
         """Process id, for tests of faults."""

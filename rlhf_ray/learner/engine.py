@@ -27,11 +27,17 @@ def prepare_process(threads: int, use_gpu: bool) -> None:
 
 def join_group(rank: int, world_size: int, master: str, port: int, use_gpu: bool) -> None:
     """Join the learner group's torch.distributed world (NCCL on GPUs, gloo on CPUs)."""
-    import deepspeed
-
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=master, MASTER_PORT=str(port)
     )
+    join_initialised(use_gpu)
+
+
+def join_initialised(use_gpu: bool) -> None:
+    """Let DeepSpeed join the torch.distributed world that the environment describes, or that exists (Ray Train's)."""
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel("ERROR")
     if not use_gpu:
         # An all-reduce for CPU inference that nothing here calls; compiling it would cost a minute and need Python's headers.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -7,10 +7,7 @@ because sharding makes them collective; a group's optimizer step number counts t
 from __future__ import annotations
 
 import asyncio
-import functools
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +50,14 @@ class LearnerGroup:
         return batch.scatter(order, np.concatenate(results))
 
     async def update(self, batch: Batch, learning_rate: float, beta: float = 0.0) -> StepResult:
-        """One optimizer step over the whole batch; the diagnostics are those of all ranks together.
+        """One optimizer step over the whole batch.
 
         Raises:
             NonFiniteLoss: the step was refused; the weights are those of before it.
         """
         results = await self._on_shards(batch, lambda rank, *shard: rank.update.remote(*shard, learning_rate, beta))
         self.steps += 1
-        parts = [result.diagnostics for result in results if result.diagnostics is not None]
-        return replace(results[0], diagnostics=functools.reduce(operator.add, parts))
+        return results[0]
 
     async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
         """float32 [T−1]: log-probabilities of tokens 1… of one sequence, for comparing engines."""

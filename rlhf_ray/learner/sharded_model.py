@@ -10,6 +10,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rlhf_ray.batch import TARGET_COLUMNS, Batch, PaddedBatch, pad
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.learner.engine import clips_itself
 from rlhf_ray.learner.objectives import Objective
+from rlhf_ray.models.saving import save_pretrained
 
 Compute = Callable[[nn.Module, PaddedBatch], torch.Tensor]
 """A forward pass without gradient: float32 [m], or [b] for models that score whole sequences."""
@@ -34,8 +36,9 @@ class StepResult:
     """Over the global minibatch."""
     grad_norm: float
     """Global, before clipping."""
-    diagnostics: Diagnostics | None
-    """Of this rank's sequences, to be added up over ranks; None where it had none."""
+    learning_rate: float
+    diagnostics: Diagnostics
+    """Of all ranks' sequences."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -64,6 +67,17 @@ class ShardedModel:
                 results.append(result.float().cpu().numpy())
         return np.concatenate(results) if results else np.zeros(0, dtype=np.float32)
 
+    @torch.no_grad()
+    def measure(self, batch: Batch, micro_batches: Sequence[np.ndarray], objective: Objective) -> Diagnostics:
+        """The diagnostics of an objective over all ranks' sequences, without a step."""
+        parts = []
+        for indices in micro_batches:
+            part = batch.select(indices) if len(indices) else _empty_like(batch)
+            _, diagnostics = objective(self.engine, pad(part, self.device), part)
+            if len(indices):
+                parts.append(diagnostics)
+        return self._over_ranks(functools.reduce(operator.add, parts) if parts else None)
+
     def step(
         self, batch: Batch, micro_batches: Sequence[np.ndarray], objective: Objective, learning_rate: float
     ) -> StepResult:
@@ -89,8 +103,26 @@ class ShardedModel:
         norm = self._clip() if clips_itself(self.config) else None
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        diagnostics = functools.reduce(operator.add, parts) if parts else None
-        return StepResult(total.item(), float(norm), diagnostics)
+        diagnostics = self._over_ranks(functools.reduce(operator.add, parts) if parts else None)
+        return StepResult(total.item(), float(norm), learning_rate, diagnostics)
+
+    def save_pretrained(self, folder: Path, tokenizer_from: str) -> None:
+        """Write a Hugging Face folder from rank 0; all ranks take part in the gathering."""
+        weights = self.named_weights(bucket_bytes=1 << 30)
+        if self.rank == 0:
+            kept = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights}
+            save_pretrained(self.engine.module.model, kept, folder, tokenizer_from)
+        else:
+            for _ in weights:
+                pass
+
+    def _over_ranks(self, diagnostics: Diagnostics | None) -> Diagnostics:
+        """Add up; a rank without sequences gives None."""
+        if self.world_size == 1:
+            return diagnostics.cpu()
+        gathered: list[Diagnostics | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, None if diagnostics is None else diagnostics.cpu())
+        return functools.reduce(operator.add, (part for part in gathered if part is not None))
 
     def _clip(self) -> torch.Tensor:
         return torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.config.optimizer.max_grad_norm)
@@ -128,9 +160,7 @@ def _empty_like(batch: Batch) -> Batch:
     return _EMPTY.with_columns(**present)
 
 
-def _chunks(
-    parameters: list[tuple[str, nn.Parameter]], bucket_bytes: int
-) -> Iterator[list[tuple[str, nn.Parameter]]]:
+def _chunks(parameters: list[tuple[str, nn.Parameter]], bucket_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
     chunk: list[tuple[str, nn.Parameter]] = []
     size = 0
     for name, parameter in parameters:

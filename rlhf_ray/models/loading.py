@@ -41,7 +41,9 @@ def check_model_folder(path: str | Path, what: str) -> None:
     if not (folder / "config.json").is_file():
         raise NotAModel(f"{what}: {str(path)!r} has no config.json; expected a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
-        raise NotAModel(f"{what}: {str(path)!r} has no *.safetensors; other weight formats can run code and are refused")
+        raise NotAModel(
+            f"{what}: {str(path)!r} has no *.safetensors; other weight formats can run code and are refused"
+        )
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -1,7 +1,8 @@
-"""Builds a tiny language model from nothing: a trained byte-level BPE tokenizer and random weights, as an ordinary Hugging Face folder.
+"""Builds a tiny language model from nothing: a trained byte-level BPE tokenizer and random weights, as an ordinary
+Hugging Face folder.
 
-With it the real engines run on a laptop. Invariants: the same arguments give the same files; the folder is complete when it appears;
-pad and end-of-turn are different tokens, and end-of-turn is the end of sequence; the tokenizer that
+With it the real engines run on a laptop. Invariants: the same arguments give the same files; the folder is complete
+when it appears; pad and end-of-turn are different tokens, and end-of-turn is the end of sequence; the tokenizer that
 `AutoTokenizer` loads is the one that was trained.
 """
 
@@ -43,8 +44,9 @@ CHAT_TEMPLATE = (
 """ChatML, with the assistant's tokens marked for the loss."""
 
 _PIECES: dict[Architecture, str] = {"llama": r" ?\p{L}+| ?\d{1,3}| ?[^\s\p{L}\d]+|\s+", "qwen2": PRETOKENIZE_REGEX}
-"""What BPE never merges across: words, numbers of up to three digits, punctuation. `AutoTokenizer` replaces the pattern of whatever
-calls itself Qwen2 by Qwen2's own, where each digit is a piece: that one is trained with it, or loading would change it."""
+"""What BPE never merges across: words, numbers of up to three digits, punctuation. `AutoTokenizer` replaces the pattern
+of whatever calls itself Qwen2 by Qwen2's own, where each digit is a piece: that one is trained with it, or loading
+would change it."""
 
 _MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
 
@@ -59,7 +61,9 @@ def train_tokenizer(
     specials = [PAD, TURN_START, TURN_END]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet) + len(specials):
-        raise ValueError(f"vocab_size {vocab_size}: must be at least {len(alphabet) + len(specials)}, the bytes and special tokens")
+        raise ValueError(
+            f"vocab_size {vocab_size}: must be at least {len(alphabet) + len(specials)}, the bytes and special tokens"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -100,17 +104,21 @@ def build_tiny_model(
     max_positions: int = 512,
     seed: int = 0,
 ) -> int:
-    """Writes a randomly initialised causal model (fp32, tied embeddings) and its tokenizer; returns the number of parameters.
+    """Writes a randomly initialised causal model (fp32, tied embeddings) and its tokenizer; returns the number of
+    parameters.
 
-    `texts` train the tokenizer; the vocabulary has `vocab_size` entries at most. `intermediate_size` is 3 x `hidden_size` by default.
-    Raises FileExistsError where `folder` exists, ValueError where sizes do not fit one another.
+    `texts` train the tokenizer; the vocabulary has `vocab_size` entries at most. `intermediate_size` is 3 x
+    `hidden_size` by default. Raises FileExistsError where `folder` exists, ValueError where sizes do not fit one
+    another.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists: a new model needs a new folder")
     if architecture not in _MODELS:
         raise ValueError(f"architecture {architecture!r}: allowed are {', '.join(_MODELS)}")
     if hidden_size % heads or heads % kv_heads:
-        raise ValueError(f"hidden_size {hidden_size} must be a multiple of heads {heads}, and heads of kv_heads {kv_heads}")
+        raise ValueError(
+            f"hidden_size {hidden_size} must be a multiple of heads {heads}, and heads of kv_heads {kv_heads}"
+        )
     tokenizer = train_tokenizer(texts, vocab_size, max_positions, architecture)
     make_config, make_model = _MODELS[architecture]
     config = make_config(
@@ -122,6 +130,8 @@ def build_tiny_model(
         intermediate_size=intermediate_size or 3 * hidden_size,
         max_position_embeddings=max_positions,
         tie_word_embeddings=True,
+        # The usual 0.02 suits wide models; a narrow one learns several times faster from logits of unit variance.
+        initializer_range=hidden_size**-0.5,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,8 +1,8 @@
 """`RolloutEngine`: vLLM in this process, stepped by one thread of ours.
 
-Invariants: vLLM is touched by the engine's thread alone, so no lock is needed and everything it is asked happens between two
-steps; a request is added to the running batch at once (continuous batching) and answered in the step that ends it; no token is
-sampled between the beginning of a weight update and its complete end.
+Invariants: vLLM is touched by the engine's thread alone, so no lock is needed and everything it is asked happens
+between two steps; a request is added to the running batch at once (continuous batching) and answered in the step that
+ends it; no token is sampled between the beginning of a weight update and its complete end.
 """
 
 from __future__ import annotations
@@ -194,7 +194,9 @@ class RolloutEngine:
         if self._failure is not None:
             raise self._failure
         if self.version is None:
-            raise TornWeights("a weight update began and has not finished; finish it, or publish again, before generating")
+            raise TornWeights(
+                "a weight update began and has not finished; finish it, or publish again, before generating"
+            )
 
     def _start_update(self, route: Route) -> None:
         if self._running:
@@ -209,7 +211,9 @@ class RolloutEngine:
 
     def _update(self, method: str, payload: Any) -> None:
         if self.version is not None:
-            raise RuntimeError("weights came without a weight update having been started; call start_weight_update first")
+            raise RuntimeError(
+                "weights came without a weight update having been started; call start_weight_update first"
+            )
         self._llm.collective_rpc(method, args=(payload,))
 
     def _finish_update(self, version: PolicyVersion) -> None:

@@ -1,4 +1,5 @@
-"""Environment of a rollout worker's process. It must be set before vLLM, torch or OpenMP are loaded, hence as Ray's runtime_env.
+"""Environment of a rollout worker's process. It must be set before vLLM, torch or OpenMP are loaded, hence as Ray's
+runtime_env.
 
 Invariant: what a user sets (`rollout.workers.env`) wins over every default here.
 """

@@ -1,7 +1,7 @@
 """What can go wrong in generation, by what is to be done about it.
 
-`PromptRefused` is the data's fault and is never retried; `EngineFailed` is the worker's and is retried elsewhere; the others
-are the caller's. Kept apart from the engine so that a driver can name them without loading vLLM.
+`PromptRefused` is the data's fault and is never retried; `EngineFailed` is the worker's and is retried elsewhere; the
+others are the caller's. Kept apart from the engine so that a driver can name them without loading vLLM.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who may be given requests: the life of a rollout worker as a pure state machine.
 
-Invariant: a worker that is STALE (in an update, or disagreeing with the learner, or silent) becomes READY only by a complete
-publication with a passing probe; DEAD is final.
+Invariant: a worker that is STALE (in an update, or disagreeing with the learner, or silent) becomes READY only by a
+complete publication with a passing probe; DEAD is final.
 """
 
 from __future__ import annotations

@@ -1,31 +1,35 @@
 """`RolloutPool`: all rollout workers of a run as one object for the driver.
 
-Invariants: only READY members generate (see `membership`); a publication reaches every member that lives or marks it STALE;
-weights change only while nothing is in flight, and what is asked for meanwhile waits.
+Invariants: only READY members generate (see `membership`); a publication reaches every living member or leaves it
+STALE.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import RayActorError
 
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
+from rlhf_ray.rollout.calls import call_all
 from rlhf_ray.rollout.dispatcher import Call, Dispatcher
 from rlhf_ray.rollout.environment import worker_environment
-from rlhf_ray.rollout.errors import EngineBusy, NoWorkerLeft
 from rlhf_ray.rollout.members import Member, WorkerEvent
-from rlhf_ray.rollout.membership import Happening, State
-from rlhf_ray.rollout.publication import disagreement, probe_sequence
+from rlhf_ray.rollout.publisher import Publisher
+from rlhf_ray.rollout.roster import Roster
 from rlhf_ray.rollout.samples import SampleRequest, check_prompt
-from rlhf_ray.rollout.weights.base import PublishingLearner, WeightChannel
+from rlhf_ray.rollout.weights.base import PublishingLearner
 from rlhf_ray.rollout.weights.channels import make_channel
 from rlhf_ray.rollout.worker import RolloutWorker
 from rlhf_ray.types import PolicyVersion, Rollout, RolloutRequest
+
+ActorOptions = Callable[[int], Mapping[str, Any]]
+"""Ray actor options of worker i: resources, placement, `runtime_env`."""
+
+_START_TIMEOUT_S = 1800.0
+_HEALTH_TIMEOUT_S = 60.0
 
 
 class RolloutPool:
@@ -35,53 +39,53 @@ class RolloutPool:
         """
         Args:
             config: of the generation role.
-            on_event: told of joins, departures, publications and re-dispatched requests, in the event loop.
+            on_event: told, in the event loop, of every start, confirmation, rejection, loss and re-dispatch.
         """
         self._config = config
-        self._on_event = on_event
         self._context = 0
-        self._members: list[Member] = []
-        self._channel: WeightChannel = make_channel(config)
-        # Somewhat more than an engine runs at a time, so that a finished sequence is replaced without asking the driver.
+        self._roster = Roster(on_event)
+        # More than an engine runs at a time, so that a finished sequence is replaced without asking the driver.
         capacity = config.max_concurrent + config.max_concurrent // 4
-        self._dispatcher = Dispatcher(self._members, capacity, self._lost, self._redispatched)
+        self._dispatcher = Dispatcher(self._roster.members, capacity, self._roster.lost)
+        self._publisher = Publisher(config, self._roster, self._dispatcher, make_channel(config))
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All workers, in the order of their start, dead ones included."""
-        return tuple(self._members)
+        """All workers in the order of their start, dead ones included."""
+        return tuple(self._roster.members)
 
-    async def start(
-        self, model: str, context: int, version: PolicyVersion, options: Callable[[int], Mapping[str, Any]]
-    ) -> None:
-        """Start the workers on a Hugging Face folder and wait until all can generate.
+    async def start(self, model: str, context: int, version: PolicyVersion, options: ActorOptions) -> None:
+        """Start the workers and wait until all can generate.
 
         Args:
-            model: folder of policy `version`.
+            model: Hugging Face folder that holds policy `version`.
             context: most tokens of prompt and response together.
             version: what the folder holds.
-            options: Ray actor options of worker i (resources, placement, `runtime_env`).
+            options: where each worker runs and with what.
 
         Raises:
-            ray.exceptions.RayActorError: a worker could not start; the cause is in its message.
+            ray.exceptions.RayActorError: a worker could not start; its message has the cause.
         """
         self._context = context
         actor = ray.remote(RolloutWorker)
         for index in range(self._config.workers.count):
-            handle = actor.options(**self._with_environment(options(index)), max_restarts=0, max_task_retries=0)
-            name = f"rollout-{index}"
-            self._members.append(Member(name, handle.remote(model, self._config, context, version)))
-        for member, info in zip(self._members, await self._call_all(lambda actor: actor.info.remote()), strict=True):
+            remote = actor.options(**self._with_environment(options(index)), max_restarts=0, max_task_retries=0)
+            handle = remote.remote(model, self._config, context, version)
+            self._roster.members.append(Member(f"rollout-{index}", handle))
+        actors = {member.name: member.actor for member in self._roster.members}
+        answers = await call_all(actors, lambda worker: worker.info.remote(), _START_TIMEOUT_S)
+        for member, info in zip(self._roster.members, answers.values(), strict=True):
             if isinstance(info, Exception):
                 raise info
             member.info = info
-            member.happened(Happening.STARTED)
-            self._tell("started", member, f"{member.name} on {info.host} (pid {info.pid}) generates with policy {version}")
+            self._roster.started(member, f"{member.name} runs policy {version} on {info.host}, pid {info.pid}")
 
     async def generate(
         self, requests: Iterable[RolloutRequest], sampling: SamplingConfig | None = None
-    ) -> AsyncIterator[Rollout]:
-        """Yield a rollout for each request, as they finish. Calls may overlap; leaving early withdraws the rest.
+    ) -> AsyncGenerator[Rollout]:
+        """Yield a rollout for each request, as they finish. Calls may overlap.
+
+        Whoever may leave early does so under `contextlib.aclosing`, which withdraws the rest.
 
         Args:
             requests: with different ids.
@@ -94,41 +98,43 @@ class RolloutPool:
         requests = list(requests)
         for request in requests:
             check_prompt(SampleRequest.of(request), self._context)
-        async for rollout in self._dispatcher.run(Call(requests, sampling or self._config.sampling)):
-            yield rollout
+        async with aclosing(self._dispatcher.run(Call(requests, sampling or self._config.sampling))) as rollouts:
+            async for rollout in rollouts:
+                yield rollout
 
     async def publish(self, version: PolicyVersion, learner: PublishingLearner) -> list[str]:
-        """Bring the learner's weights to every living worker, and use those that then agree with the learner on a probe.
+        """Bring the learner's weights to every living worker; use those that then agree with the learner on a probe.
 
         Returns:
-            Names of the confirmed workers.
+            Names of the workers that are used from here on.
 
         Raises:
-            EngineBusy: requests are in flight.
-            NoWorkerLeft: no worker was confirmed.
+            EngineBusy: requests are in flight, or another update is under way.
+            NoWorkerLeft: no worker agreed.
             Exception: the learner failed; all workers are STALE.
         """
-        tokens = probe_sequence(self._config.weights.probe_tokens, self._vocabulary, version)
-
-        async def update(workers: Mapping[str, ray.actor.ActorHandle]) -> dict[str, Exception]:
-            return await self._channel.send(learner, workers, version)
-
-        async def expected() -> np.ndarray:
-            return await learner.probe_logprobs(tokens)
-
-        return await self._update(version, update, tokens, expected)
+        return await self._publisher.publish(version, learner)
 
     async def load_folder(self, path: str, version: PolicyVersion) -> list[str]:
-        """Let every living worker take over a Hugging Face folder of the same architecture; they must agree with the first.
+        """Let every living worker read a Hugging Face folder of the same architecture, as policy `version`.
 
         Returns, raises: as `publish`.
         """
-        tokens = probe_sequence(self._config.weights.probe_tokens, self._vocabulary, version)
-        names: list[str] = []
+        return await self._publisher.load_folder(path, version)
 
-        async def update(workers: Mapping[str, ray.actor.ActorHandle]) -> dict[str, Exception]:
-            names.extend(workers)
-            answers = await self._call(workers, lambda actor: actor.load_folder.remote(path, version))
-            return {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}
+    async def health(self) -> dict[str, Exception | None]:
+        """For each living worker, what is wrong with it: a forward pass was asked of its engine."""
+        workers = {member.name: member.actor for member in self._roster.living}
+        answers = await call_all(workers, lambda worker: worker.health.remote(), _HEALTH_TIMEOUT_S)
+        return {name: answer if isinstance(answer, Exception) else None for name, answer in answers.items()}
 
-        return await self._update(version, update, tokens, None)
+    def close(self) -> None:
+        """End the workers' processes."""
+        for member in self._roster.members:
+            ray.kill(member.actor)
+
+    def _with_environment(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The caller's options, with the environment that vLLM needs where the caller does not say otherwise."""
+        runtime_env = options.get("runtime_env", {})
+        env_vars = worker_environment(self._config, {**runtime_env.get("env_vars", {}), **self._config.workers.env})
+        return {**options, "runtime_env": {**runtime_env, "env_vars": env_vars}}

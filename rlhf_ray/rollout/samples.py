@@ -1,6 +1,8 @@
-"""What goes over the wire between pool and worker: requests without their conversations, responses without their prompts.
+"""What goes over the wire between pool and worker: requests without their conversations, responses without their
+prompts.
 
-A prompt's messages and metadata stay with the driver; they would otherwise be copied to the worker and back for nothing.
+A prompt's messages and metadata stay with the driver; they would otherwise be copied to the worker and back for
+nothing.
 """
 
 from __future__ import annotations
@@ -78,6 +80,6 @@ def check_prompt(request: SampleRequest, context: int) -> None:
         raise PromptRefused(f"prompt of {request.id!r} is empty; a prompt needs at least one token")
     if length >= context:
         raise PromptRefused(
-            f"prompt of {request.id!r} has {length} tokens; the engine's context is {context} tokens for prompt and response "
-            f"together, so at most {context - 1} are allowed. Drop or shorten the prompt, or raise rollout.max_sequence_tokens"
+            f"prompt of {request.id!r} has {length} tokens; the context is {context} for prompt and response together, "
+            f"so at most {context - 1} are allowed. Shorten or drop it, or raise rollout.max_sequence_tokens"
         )

@@ -71,5 +71,5 @@ def sampling_parameters(sampling: SamplingConfig, seed: int, ends: list[int]) ->
 
 
 def probe_parameters() -> SamplingParams:
-    """Parameters that return the log-probabilities of the prompt itself, which vLLM never takes from its prefix cache."""
+    """Parameters that return the prompt's own log-probabilities, which vLLM never takes from its prefix cache."""
     return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)

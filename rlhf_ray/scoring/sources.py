@@ -78,7 +78,9 @@ class FunctionReward:
                 metadata=[r.prompt.metadata for r in rollouts],
             )
             result = np.asarray(scores, dtype=np.float64)
-        except Exception as error:  # a user's function may raise anything; it is reported with the rollouts it was given
+        except (
+            Exception
+        ) as error:  # a user's function may raise anything; it is reported with the rollouts it was given
             raise RewardError(self.name, f"raised {type(error).__name__}: {error}", [r.id for r in rollouts]) from error
         return _checked(self.name, result, rollouts)
 

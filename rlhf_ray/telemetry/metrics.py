@@ -88,7 +88,11 @@ class _RayGauges:
             if value is None:
                 continue
             if name not in self._gauges:
-                self._gauges[name] = Gauge(gauge_name(name), describe(name).description, tag_keys=tuple(self._tags))
+                # Ray's exporter takes ASCII only.
+                description = (
+                    describe(name).description.replace("Δ", "difference of").encode("ascii", "ignore").decode()
+                )
+                self._gauges[name] = Gauge(gauge_name(name), description, tag_keys=tuple(self._tags))
             self._gauges[name].set(value, self._tags)
 
 

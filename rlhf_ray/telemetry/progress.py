@@ -104,6 +104,11 @@ class StageProgress:
         line = f"[{style}]{mark}[/] [bold]{escape(self._stage)}[/]  {steps}  [dim]{escape(figures)}[/]"
         self._console.print(line, highlight=False, soft_wrap=True)
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
     def update(self, step: int, metrics: Mapping[str, float | None] | None = None) -> None:
         """Say that `step` steps are done, and what the last one measured."""
         self._step = step

@@ -39,7 +39,7 @@ def test_policy_metrics_by_definition() -> None:
     assert policy_diagnostics(slice(None)).metrics() == pytest.approx(
         {
             "policy/ratio_mean": ratio.mean().item(),
-            "policy/ratio_var": ratio.var(unbiased=False).item(),
+            "policy/ratio_variance": ratio.var(unbiased=False).item(),
             "policy/ratio_max": ratio.max().item(),
             "policy/clip_fraction": clipped.double().mean().item(),
             "policy/approx_kl": (ratio - 1 - ratio.log()).mean().item(),
@@ -55,9 +55,9 @@ def test_value_metrics_by_definition() -> None:
     assert value_diagnostics(slice(None)).metrics() == pytest.approx(
         {
             "value/mean": values.mean().item(),
-            "value/var": values.var(unbiased=False).item(),
+            "value/variance": values.var(unbiased=False).item(),
             "return/mean": returns.mean().item(),
-            "return/var": returns.var(unbiased=False).item(),
+            "return/variance": returns.var(unbiased=False).item(),
             "value/explained_variance": 1 - ((returns - values).var() / returns.var()).item(),
             "value/clip_fraction": clipped.mean().item(),
         },
@@ -87,6 +87,12 @@ def test_mismatch_is_the_absolute_difference() -> None:
     learner, engine = torch.tensor([-1.0, -2.0, math.nan]), torch.tensor([-1.5, -1.75, 0.0])
     metrics = measure_mismatch(learner, engine, torch.tensor([1, 1, 0])).metrics()
     assert metrics == {"engine/logprob_difference_mean": 0.375, "engine/logprob_difference_max": 0.5}
+
+
+def test_the_variance_of_float32_values_far_from_zero_is_not_rounded_away() -> None:
+    values = 1000.0 + 0.01 * torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    expected = values.double().var(unbiased=False).item()
+    assert summarise(values, torch.ones(4096)).variance == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_summary_of_nothing_has_no_mean() -> None:

@@ -25,6 +25,10 @@ def weighted_policy(x: Tensor, y: Tensor) -> Tensor:
     return ppo_policy_loss(x, y, y, MASK, behaviour_weights=importance_weights(y, 2 * y, MASK)).loss
 
 
+def junk_weighted_policy(x: Tensor, y: Tensor) -> Tensor:
+    return ppo_policy_loss(x, y, y, MASK, behaviour_weights=y).loss
+
+
 def value(x: Tensor, y: Tensor) -> Tensor:
     return ppo_value_loss(x, y, 2 * y, MASK).loss
 
@@ -32,6 +36,7 @@ def value(x: Tensor, y: Tensor) -> Tensor:
 LOSSES = {
     "policy": policy,
     "weighted-policy": weighted_policy,
+    "junk-weighted-policy": junk_weighted_policy,
     "value": value,
     "k1": lambda x, y: k1(x, y, MASK),
     "k2": lambda x, y: k2(x, y, MASK),

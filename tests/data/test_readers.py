@@ -20,7 +20,9 @@ HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\
 def write(tmp_path):
     def write(*rows, name="data.jsonl"):
         path = tmp_path / name
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+        )
         return path
 
     return write
@@ -68,7 +70,10 @@ def test_prompt_ids_are_stable_and_unique(write):
         (PAIR | {"chosen": "text"}, "chosen must be a list of at least one turn, not 'text'"),
         (PAIR | {"chosen": [ASK]}, "chosen must end with a turn of the assistant"),
         (PAIR | {"prompt": [ASK, GOOD]}, "prompt must end with a turn to answer"),
-        (PAIR | {"prompt": [{"role": "bot", "content": "x"}]}, r"prompt\[0\].role must be one of system, user, assistant"),
+        (
+            PAIR | {"prompt": [{"role": "bot", "content": "x"}]},
+            r"prompt\[0\].role must be one of system, user, assistant",
+        ),
         (PAIR | {"prompt": [{"role": "user", "content": " "}]}, r"prompt\[0\].content must be text"),
         (PAIR | {"metadata": []}, "metadata must be an object"),
     ],

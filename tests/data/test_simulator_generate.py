@@ -59,7 +59,9 @@ def test_held_out_dialogues_occur_in_no_training_file(data):
     def prompts(path: Path) -> set[bytes]:
         return {dialogue_key(row["prompt"] if "prompt" in row else row["messages"][:-1]) for row in rows(path)}
 
-    train = set.union(*(prompts(path) for path in (data.demonstrations, data.pairs, data.prompts, data.edits, data.scores)))
+    train = set.union(
+        *(prompts(path) for path in (data.demonstrations, data.pairs, data.prompts, data.edits, data.scores))
+    )
     held_out = prompts(data.held_out_prompts) | prompts(data.held_out_pairs)
     assert len(prompts(data.held_out_prompts)) == 60
     assert not train & held_out
@@ -68,7 +70,8 @@ def test_held_out_dialogues_occur_in_no_training_file(data):
 def test_labels_agree_with_the_truth_about_as_often_as_noise_allows(data):
     pairs = load_pairs(Source(data.pairs)).records
     right = [
-        utility(pair.metadata, pair.chosen[-1]["content"]).total > utility(pair.metadata, pair.rejected[-1]["content"]).total
+        utility(pair.metadata, pair.chosen[-1]["content"]).total
+        > utility(pair.metadata, pair.rejected[-1]["content"]).total
         for pair in pairs
     ]
     ceiling = pair_accuracy_ceiling(pairs)
@@ -82,7 +85,9 @@ def test_rankings_scores_and_edits_have_their_shapes(data):
     for row in rows(data.scores):
         assert {row["overall"], *row["aspects"].values()} <= {1, 2, 3, 4, 5}
     edits = rows(data.edits)
-    gains = [utility(row["metadata"], row["edited"]).total - utility(row["metadata"], row["original"]).total for row in edits]
+    gains = [
+        utility(row["metadata"], row["edited"]).total - utility(row["metadata"], row["original"]).total for row in edits
+    ]
     assert sum(gains) > 0
     assert all(row["edited"] != row["original"] for row in edits)
 

@@ -24,7 +24,7 @@ def worth(text: str) -> float:
 
 def test_a_perfect_answer_gets_every_merit_and_no_cost():
     parts = utility(CUSTOMER, PERFECT).parts
-    assert worth(PERFECT) == pytest.approx(8.5) == pytest.approx(sum(parts.values()))
+    assert worth(PERFECT) == pytest.approx(9.5) == pytest.approx(sum(parts.values()))
     assert min(parts.values()) == 0
 
 
@@ -33,7 +33,10 @@ def test_a_perfect_answer_gets_every_merit_and_no_cost():
     [
         (PERFECT.replace("482", "483"), "wrong_values"),
         (PERFECT.replace("lamp", "clock"), "detail"),
-        (PERFECT.replace("pay back the lamp this week", "bring it on 3 May").replace("billing", "delivery"), "wrong_steps"),
+        (
+            PERFECT.replace("pay back the lamp this week", "bring it on 3 May").replace("billing", "delivery"),
+            "wrong_steps",
+        ),
         (PERFECT.replace("Thank you for your message. ", ""), "politeness"),
         (PERFECT + " That is not our problem.", "rudeness"),
         (PERFECT + " What a clever question!", "flattery"),
@@ -55,14 +58,18 @@ def test_each_fault_costs_in_its_own_part(worse, part):
         "482 lamp refund sorry thank you billing team pay back",
         "order 482 lamp. " * 30,
         "Thank you for your message. " * 20,
-        " ".join(sentence.format(order="482", product="lamp", date="3 May", street="2 Hill Road") for scenario in SCENARIOS for sentence in scenario.steps),
+        " ".join(
+            sentence.format(order="482", product="lamp", date="3 May", street="2 Hill Road")
+            for scenario in SCENARIOS
+            for sentence in scenario.steps
+        ),
         "\x00\ufffd <|im_start|> \n\n . . . ! ? {order}",
         "!" * 500,
         "I found order 482 with the lamp",
     ],
 )
 def test_stuffing_repetition_and_noise_score_badly(text):
-    assert -27.5 <= worth(text) < 0.5
+    assert -24.5 <= worth(text) < 0.5
 
 
 def test_merits_count_once_however_often_they_are_said():

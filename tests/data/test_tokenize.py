@@ -66,7 +66,9 @@ def test_what_is_too_long_is_counted_and_left_out_whole(tokenizer):
     limit = len(encode_dialogue(tokenizer, DIALOGUE)) - 1
     encoded = encode_demonstrations(tokenizer, [long, short, long], limit)
     assert encoded.too_long == 2
-    assert [item.token_ids.tolist() for item in encoded.items] == [encode_dialogue(tokenizer, short.messages).token_ids.tolist()]
+    assert [item.token_ids.tolist() for item in encoded.items] == [
+        encode_dialogue(tokenizer, short.messages).token_ids.tolist()
+    ]
     assert encode_demonstrations(tokenizer, [long], limit + 1).too_long == 0
 
 

@@ -1,8 +1,9 @@
 """Simulated annotators: groups with different tastes, people with biases and noise, and the choices that they make.
 
-An annotator perceives the hidden utility, shifted by the group's taste and by a bias of their own, and chooses by Bradley-Terry at
-their own temperature; now and then they slip and choose blindly. Invariants: `PANEL` is the same in every process and for every seed,
-since these are the same people whatever they are shown; choice probabilities are exact, so what noise allows can be computed.
+An annotator perceives the hidden utility, shifted by the group's taste and by a bias of their own, and chooses by
+Bradley-Terry at their own temperature; now and then they slip and choose blindly. Invariants: `PANEL` is the same in
+every process and for every seed, since these are the same people whatever they are shown; choice probabilities are
+exact, so what noise allows can be computed.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Annotator:
         return self.lapse / 2 + (1 - self.lapse) / (1 + math.exp(-margin))
 
     def rank(self, rng: Random, answers: Sequence[Features], tie: float = 0.3) -> list[list[int]]:
-        """Indices best first; answers closer than `tie` to the one before share its place. Plackett-Luce by Gumbel noise."""
+        """Indices best first; answers closer than `tie` to the one before share its place. Plackett-Luce by Gumbel
+        noise."""
         worth = [self.perceive(found) - self.temperature * math.log(-math.log(1 - rng.random())) for found in answers]
         places: list[list[int]] = []
         for index in sorted(range(len(answers)), key=lambda index: -worth[index]):
@@ -84,8 +86,8 @@ class Annotator:
     def mark(self, rng: Random, found: Features) -> tuple[int, dict[str, int]]:
         """The overall mark and one mark for each aspect, all 1 to 5."""
         noise = self.temperature * rng.gauss(0, 1)
-        # A mark of 5 needs about a perfect answer (8.5), 1 is for what does more harm than good.
-        overall = _to_mark(1.5 + (self.perceive(found) + noise) / 2.2)
+        # A mark of 5 needs about a perfect answer (9.5), 1 is for what does more harm than good.
+        overall = _to_mark(1.5 + (self.perceive(found) + noise) / 2.5)
         return overall, {
             name: _to_mark(3 + read(found) + 0.3 * self.temperature * rng.gauss(0, 1)) for name, read in ASPECTS.items()
         }

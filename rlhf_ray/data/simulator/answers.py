@@ -1,7 +1,8 @@
 """Answers of every quality: a plan of acts, worded, and sometimes spoilt.
 
-Invariants: an answer is a pure function of the generator's state, the dialogue and the `Skill`; sentences come from the grammar, so an
-unspoilt answer has no unclear sentence; merits and faults are drawn independently, so that a learner can tell one from the other.
+Invariants: an answer is a pure function of the generator's state, the dialogue and the `Skill`; sentences come from the
+grammar, so an unspoilt answer has no unclear sentence; merits and faults are drawn independently, so that a learner can
+tell one from the other.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from rlhf_ray.data.simulator.grammar import FACTS, SCENARIOS, SENTENCES, ActKind
 class Skill:
     """How somebody writes: probabilities of each merit and fault in one answer."""
 
-    states_facts: float = 0.75
-    wrong_order: float = 0.2
-    wrong_detail: float = 0.15
-    states_step: float = 0.85
+    states_facts: float = 0.65
+    wrong_order: float = 0.1
+    wrong_detail: float = 0.1
+    states_step: float = 0.8
     wrong_step: float = 0.2
-    polite: float = 0.5
+    polite: float = 0.3
     """Of thanks, apology and closing, each."""
     rude: float = 0.08
     evasive: float = 0.08
     flattering: float = 0.15
-    verbose: float = 0.15
+    verbose: float = 0.1
     spoilt: float = 0.0
     """Of a slip of the pen: an unfinished end, a sentence said twice, or a word lost."""
 
 
-EXPERT = Skill(0.95, 0.03, 0.03, 0.97, 0.03, 0.85, 0.0, 0.0, 0.05, 0.05)
+EXPERT = Skill(0.9, 0.02, 0.02, 0.95, 0.03, 0.6, 0.0, 0.0, 0.05, 0.05)
 ORDINARY = Skill()
-CARELESS = Skill(0.5, 0.3, 0.3, 0.7, 0.4, 0.3, 0.2, 0.2, 0.25, 0.25)
-ANYONE = Skill(0.7, 0.25, 0.2, 0.8, 0.25, 0.5, 0.12, 0.12, 0.25, 0.2, spoilt=0.25)
+CARELESS = Skill(0.5, 0.2, 0.2, 0.65, 0.3, 0.2, 0.2, 0.2, 0.25, 0.2)
+ANYONE = Skill(0.7, 0.2, 0.2, 0.75, 0.25, 0.5, 0.12, 0.12, 0.25, 0.2, spoilt=0.25)
 """The widest spread, for answers that are to be compared."""
 
 
@@ -73,7 +74,7 @@ def draw_sentence(rng: Random, dialogue: Dialogue, skill: Skill, act: ActKind) -
     if act not in ("facts", "step"):
         return rng.choice(SENTENCES[act])
     detail, slots = dialogue.scenario.detail, dict(dialogue.slots)
-    if act == "facts" and rng.random() < skill.wrong_order:
+    if rng.random() < skill.wrong_order:
         slots["order"] = draw_value(rng, "order")
     if rng.random() < skill.wrong_detail:
         slots[detail] = draw_value(rng, detail)

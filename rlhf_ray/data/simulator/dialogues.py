@@ -1,7 +1,8 @@
 """Customers' dialogues: a scenario, values for its slots, and the turns up to the one that is to be answered.
 
-Invariants: a dialogue is a pure function of the generator's state; every dialogue ends with a user's turn and names the order number
-and the scenario's detail; `draw_dialogues` never returns the same turns twice, so any cut of its result has no leak across it.
+Invariants: a dialogue is a pure function of the generator's state; every dialogue ends with a user's turn and names the
+order number and the scenario's detail; `draw_dialogues` never returns the same turns twice, so any cut of its result
+has no leak across it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes a whole data set of the simulator: demonstrations, pairs, rankings, scores, edits and prompts, as JSONL.
 
-Invariants: the same seed and sizes give the same bytes on any machine and under any hash seed; held-out dialogues occur in no
-training file; the folder appears at once and complete (written beside its place, then renamed), or not at all.
+Invariants: the same seed and sizes give the same bytes on any machine and under any hash seed; held-out dialogues occur
+in no training file; the folder appears at once and complete (written beside its place, then renamed), or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from rlhf_ray.data.simulator.annotators import PANEL, Annotator, skill_of
 from rlhf_ray.data.simulator.answers import ANYONE, EXPERT, draw_answer, draw_plan, finish, vary
 from rlhf_ray.data.simulator.dialogues import Dialogue, draw_dialogues
-from rlhf_ray.data.simulator.utility import features, utility
+from rlhf_ray.data.simulator.utility import features
 
 Row = dict[str, Any]
 
@@ -102,7 +102,8 @@ def _score(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
 
 
 def _edit(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
-    """An answer, and what an annotator made of it: one act after another said in their own way, until they find it no worse."""
+    """An answer, and what an annotator made of it: one act after another said in their own way, until they find it no
+    worse."""
     plan = draw_plan(rng, dialogue, ANYONE)
     original = edited = finish(rng, plan, dialogue, ANYONE)
     care = replace(skill_of(who) if who.skill != "careless" else EXPERT, spoilt=0.0)
@@ -124,7 +125,8 @@ def _prompts(dialogues: Iterable[Dialogue]) -> Iterator[Row]:
 
 
 def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
-    """Every file's name and rows. Each file has a generator of its own, so its rows do not depend on other files' sizes."""
+    """Every file's name and rows. Each file has a generator of its own, so its rows do not depend on other files'
+    sizes."""
     held_out_count = max(sizes.held_out_prompts, sizes.held_out_pairs)
     train_count = max(sizes.prompts, sizes.demonstrations, sizes.pairs, sizes.rankings, sizes.scores, sizes.edits)
     dialogues = draw_dialogues(Random(f"{seed}/dialogues"), held_out_count + train_count)
@@ -145,7 +147,7 @@ def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
     yield "annotators", (asdict(annotator) for annotator in PANEL)
 
 
-def simulate(folder: Path, seed: int, sizes: Sizes = Sizes()) -> SimulatedData:  # noqa: B008 (frozen)
+def simulate(folder: Path, seed: int, sizes: Sizes = Sizes()) -> SimulatedData:
     """Writes the data set into `folder`, which must not exist yet or be empty; raises FileExistsError otherwise."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: the simulator writes into a new folder")

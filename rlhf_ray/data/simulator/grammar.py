@@ -1,8 +1,8 @@
 """The small world of the simulator: what customers ask, what can be said to them, and how a text is read back.
 
-Answers are written from the sentences below and read with the same sentences, so writer and reader cannot disagree: a sentence that
-none of them matches is *unclear* to everyone in this world. Invariants: every sentence stands for exactly one `Act`; a slot of a
-sentence is filled from `SLOT_PATTERNS`; nothing here draws random numbers.
+Answers are written from the sentences below and read with the same sentences, so writer and reader cannot disagree: a
+sentence that none of them matches is *unclear* to everyone in this world. Invariants: every sentence stands for exactly
+one `Act`; a slot of a sentence is filled from `SLOT_PATTERNS`; nothing here draws random numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,20 @@ from typing import Literal
 
 ActKind = Literal["thanks", "apology", "facts", "step", "closing", "flattery", "filler", "rude", "evasion"]
 
-PRODUCTS = ("lamp", "chair", "table", "phone", "camera", "clock", "kettle", "mirror", "printer", "radio", "heater", "bicycle")
+PRODUCTS = (
+    "lamp",
+    "chair",
+    "table",
+    "phone",
+    "camera",
+    "clock",
+    "kettle",
+    "mirror",
+    "printer",
+    "radio",
+    "heater",
+    "bicycle",
+)
 MONTHS = ("January", "March", "April", "May", "June", "August", "October", "December")
 STREETS = ("Hill Road", "Park Street", "Lake Road", "Mill Street", "River Road", "Church Street")
 
@@ -28,7 +41,8 @@ SLOT_PATTERNS = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """One kind of request: how customers word it, which fact beside the order number matters, and the right next step."""
+    """One kind of request: how customers word it, which fact beside the order number matters, and the right next
+    step."""
 
     name: str
     detail: str
@@ -48,43 +62,49 @@ SCENARIOS = (
         "delayed_order", "product", "my order {order} has not come.",
         ("where is order {order}? The {product} is late.", "order {order} with the {product} has not come."),
         ("I am still waiting for the {product}.", "The {product} is late."),
-        ("Our delivery team will look for the {product} today.", "We will trace the parcel with the {product}."),
+        ("Our delivery team will look for the {product} today.", "We will trace order {order} with the {product}."),
     ),
     Scenario(
         "refund", "product", "I paid for order {order}.",
-        ("I sent back the {product} of order {order}. I want my money back.", "please pay me back for the {product}, order {order}."),
+        (
+            "I sent back the {product} of order {order}. I want my money back.",
+            "please pay me back for the {product}, order {order}.",
+        ),
         ("I sent back the {product} and want my money back.", "Please pay me back for the {product}."),
-        ("Our billing team will pay back the {product} this week.", "We will return the money for the {product}."),
+        ("Our billing team will pay back the {product} this week.", "We will return the money for order {order}."),
     ),
     Scenario(
         "broken_item", "product", "order {order} came today.",
         ("the {product} of order {order} is broken.", "order {order} came today, but the {product} does not work."),
         ("The {product} is broken.", "But the {product} does not work."),
-        ("Our repair team will send you a new {product}.", "We will replace the broken {product} at once."),
+        ("Our repair team will send you a new {product}.", "We will replace the {product} of order {order}."),
     ),
     Scenario(
         "cancel_order", "product", "I made order {order} last night.",
-        ("please cancel order {order}. I do not need the {product}.", "I changed my mind about the {product}, order {order}."),
+        (
+            "please cancel order {order}. I do not need the {product}.",
+            "I changed my mind about the {product}, order {order}.",
+        ),
         ("I do not need the {product} any more.", "I changed my mind about the {product}."),
-        ("Our sales team will cancel the {product} now.", "We will stop the order of the {product}."),
+        ("Our sales team will cancel the {product} now.", "We will stop order {order} with the {product}."),
     ),
     Scenario(
         "invoice_copy", "date", "I need papers for order {order}.",
         ("I need the invoice of order {order} from {date}.", "I lost the invoice of {date}, order {order}."),
         ("I need the invoice from {date}.", "I lost the invoice of {date}."),
-        ("Our billing team will mail the invoice of {date}.", "We will send a copy of the bill of {date}."),
+        ("Our billing team will mail the invoice of {date}.", "We will send the bill of order {order} from {date}."),
     ),
     Scenario(
         "change_date", "date", "when will you bring order {order}?",
         ("can you bring order {order} on {date}?", "I am only at home on {date}. It is about order {order}."),
         ("I am only at home on {date}.", "Can you bring it on {date}?"),
-        ("Our delivery team will bring it on {date}.", "We will move the delivery to {date}."),
+        ("Our delivery team will bring it on {date}.", "We will move order {order} to {date}."),
     ),
     Scenario(
         "change_address", "street", "I have a question about order {order}.",
         ("please send order {order} to {street}.", "I moved to {street}. Where does order {order} go?"),
         ("I moved to {street}.", "Please send it to {street}."),
-        ("Our delivery team will bring it to {street}.", "We will change the address to {street}."),
+        ("Our delivery team will bring it to {street}.", "We will send order {order} to {street}."),
     ),
 )  # fmt: skip
 SCENARIO_OF = {scenario.name: scenario for scenario in SCENARIOS}
@@ -107,7 +127,7 @@ SENTENCES: dict[ActKind, tuple[str, ...]] = {
 }
 FACTS = {
     "product": ("I found order {order} with the {product}.", "Order {order} for the {product} is here."),
-    "date": ("I found order {order} with the date {date}.", "Order {order} and {date} are noted."),
+    "date": ("I found order {order} and the date {date}.", "Order {order} and {date} are noted."),
     "street": ("I found order {order} for {street}.", "Order {order} and {street} are noted."),
 }
 

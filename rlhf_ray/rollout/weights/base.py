@@ -1,7 +1,7 @@
 """What a weight channel is given and what it promises.
 
-A channel moves one policy from the learners to some workers: it begins the update on each, sends every weight, and ends it with
-the version. It does not judge: whether a worker may be used afterwards is decided by the publication's probe.
+A channel moves one policy from the learners to some workers: it begins the update on each, sends every weight, and ends
+it with the version. It does not judge: whether a worker may be used afterwards is decided by the publication's probe.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rlhf_ray.types import PolicyVersion
 class PublishingLearner(Protocol):
     """What a group of learners offers to be published from.
 
-    Each rank is an actor with `weight_buckets(bucket_bytes)`, a generator that yields `WeightBucket`s on rank 0 and only takes
-    part in the gathering on the others; for vLLM's own transfer engines also `connect_weight_transfer(sender)` and
-    `send_weights(version)` (see `weights.native`).
+    Each rank is an actor with `weight_buckets(bucket_bytes)`, a generator that yields `WeightBucket`s on rank 0 and
+    only takes part in the gathering on the others. vLLM's own transfer engines need `rendezvous()` on rank 0, and
+    `connect_weight_transfer(plan)` and `send_weights(version)` on every rank (see `weights.native`).
     """
 
     @property

@@ -1,8 +1,8 @@
 """Named tensors packed into flat byte buffers, and back without a copy.
 
-Invariants: a bucket holds whole tensors; it is at most `bucket_bytes` large unless a single tensor is larger; memory in use is
-one bucket, never a model. The bytes are the tensor's own, so every dtype survives, bfloat16 too. Ray hands the buffer of a
-bucket to a process on the same node as a view of shared memory.
+Invariants: a bucket holds whole tensors; it is at most `bucket_bytes` large unless a single tensor is larger; memory in
+use is one bucket, never a model. The bytes are the tensor's own, so every dtype survives, bfloat16 too. Ray hands the
+buffer of a bucket to a process on the same node as a view of shared memory.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def pack(named_tensors: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -
 
 def unpack(bucket: WeightBucket) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a bucket as views of its bytes: valid as long as the bucket is, and not to be written to."""
-    for name, dtype, shape, (start, size) in zip(bucket.names, bucket.dtypes, bucket.shapes, bucket.offsets, strict=True):
+    for name, dtype, shape, (start, size) in zip(
+        bucket.names, bucket.dtypes, bucket.shapes, bucket.offsets, strict=True
+    ):
         yield name, torch.from_numpy(bucket.data[start : start + size]).view(getattr(torch, dtype)).reshape(shape)
 
 

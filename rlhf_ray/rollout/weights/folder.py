@@ -20,5 +20,5 @@ def read_folder(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise FileNotFoundError(f"{str(folder)!r} has no *.safetensors; expected a Hugging Face model folder")
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
+            for name in tensors.keys():
                 yield name, tensors.get_tensor(name)

@@ -1,7 +1,8 @@
 """Weights through Ray's object store: works on any hardware and between any nodes.
 
-Invariants: the driver handles references, never weights; at most three buckets live in the object store (two that the learner
-may produce ahead, one that is being loaded); a worker that fails is left out of the rest and does not hold up the others.
+Invariants: the driver handles references, never weights; at most three buckets live in the object store (two that the
+learner may pack ahead, one that is being loaded); a worker that fails is left out of the rest and does not hold up the
+others.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from ray import ObjectRef
+from ray import ObjectRefGenerator
 from ray.actor import ActorHandle
 
 from rlhf_ray.config.rollout import WeightChannelConfig
+from rlhf_ray.rollout.calls import call_all
 from rlhf_ray.rollout.weights.base import PublishingLearner
 from rlhf_ray.types import PolicyVersion
 
@@ -30,7 +32,7 @@ class ObjectStoreChannel:
     async def send(
         self, learner: PublishingLearner, workers: Mapping[str, ActorHandle], version: PolicyVersion
     ) -> dict[str, Exception]:
-        """See `WeightChannel.send`; each worker has `timeout_s` for every bucket."""
+        """See `WeightChannel.send`; a worker has `timeout_s` for every bucket."""
         receivers = _Receivers(workers, self._timeout_s)
         streams = [
             rank.weight_buckets.options(num_returns="streaming", _generator_backpressure_num_objects=_AHEAD).remote(
@@ -39,15 +41,8 @@ class ObjectStoreChannel:
             for rank in learner.ranks
         ]
         await receivers.call(lambda worker: worker.start_weight_update.remote())
-
-        async def forward() -> None:
-            async for bucket in streams[0]:
-                await receivers.call(lambda worker, bucket=bucket: worker.update_weights.remote(bucket))
-
         # The other ranks yield nothing, but under sharding rank 0 waits for them at every gathering.
-        await asyncio.gather(forward(), *(_exhaust(stream) for stream in streams[1:]))
-        # A generator that raised ends like one that is done: its completion says which.
-        await asyncio.gather(*(stream.completed() for stream in streams))
+        await asyncio.gather(_forward(streams[0], receivers), *(_exhaust(stream) for stream in streams[1:]))
         await receivers.call(lambda worker: worker.finish_weight_update.remote(version))
         return receivers.failures
 
@@ -60,18 +55,22 @@ class _Receivers:
         self._timeout_s = timeout_s
         self.failures: dict[str, Exception] = {}
 
-    async def call(self, method: Callable[[ActorHandle], Awaitable[None]]) -> None:
-        """Call all of them at once; drop those that fail or do not answer in time."""
-        names = list(self._workers)
-        answers = await asyncio.gather(
-            *(asyncio.wait_for(method(self._workers[name]), self._timeout_s) for name in names), return_exceptions=True
-        )
-        for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer, Exception):
-                del self._workers[name]
-                self.failures[name] = answer
+    async def call(self, method: Callable[[ActorHandle], Awaitable[None]]) -> bool:
+        """Call all of them at once; drop those that fail or do not answer in time. Whether all are still there."""
+        answers = await call_all(self._workers, method, self._timeout_s)
+        failures = {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}
+        self._workers = {name: worker for name, worker in self._workers.items() if name not in failures}
+        self.failures |= failures
+        return not failures
 
 
-async def _exhaust(stream: Callable[[], ObjectRef]) -> None:
-    async for _ in stream:
-        pass
+async def _forward(stream: ObjectRefGenerator, receivers: _Receivers) -> None:
+    async for bucket in stream:
+        if not await receivers.call(lambda worker, bucket=bucket: worker.update_weights.remote(bucket)):
+            # A learner that failed ends its stream with a bucket that is its error: fetching raises it here.
+            await bucket
+
+
+async def _exhaust(stream: ObjectRefGenerator) -> None:
+    async for error in stream:
+        await error

@@ -1,8 +1,8 @@
 """Receiving weights inside vLLM's own worker process, in buckets of Hugging Face tensors.
 
-Added to vLLM's worker class (`worker_extension_cls`), so that it works in every executor, also where tensor parallelism puts
-the workers into processes of their own. It uses vLLM's layerwise reload: new values are copied into the tensors that the
-kernels (and captured graphs) already hold.
+Added to vLLM's worker class (`worker_extension_cls`), so that it works in every executor, also where tensor parallelism
+puts the workers into processes of their own. It uses vLLM's layerwise reload: new values are copied into the tensors
+that the kernels (and captured graphs) already hold.
 
 Invariants: a reload that ended without every parameter raises; one that was cut off is closed before the next begins.
 """
@@ -42,11 +42,11 @@ class BucketReload:
         if self._awaited:
             missing = sorted(self._awaited)
             raise IncompleteWeights(
-                f"{len(missing)} parameters were not sent, among them {missing[:3]}; a weight update must send all of them"
+                f"{len(missing)} parameters were not sent, such as {missing[:3]}; a weight update must send all of them"
             )
 
     def abandon_update(self) -> None:
-        """Close an update that was cut off. The weights are a mixture afterwards, until a whole update has replaced them."""
+        """Close an update that was cut off. The weights are a mixture until a whole update has replaced them."""
         self._weight_update_active = False  # vLLM's own flag, for updates by its transfer engines
         self._close_reload()
 

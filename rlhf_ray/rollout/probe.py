@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.types import PolicyVersion
 
 
-def probe_sequence(length: int, vocabulary: int, version: int) -> np.ndarray:
-    """int32 [length]: random tokens, other ones for each version, so that many rows of the embedding are looked at."""
+def probe_sequence(length: int, vocabulary: int, version: PolicyVersion) -> np.ndarray:
+    """int32 [length]: random tokens, other ones for each version, so that in time every embedding is looked at."""
     return np.random.default_rng(version).integers(0, vocabulary, length, dtype=np.int32)
 
 
@@ -21,10 +22,10 @@ def disagreement(learner: np.ndarray, worker: np.ndarray, config: RolloutConfig)
     Args:
         learner: float32 [T−1], nats, at temperature 1.
         worker: the same of the rollout worker.
-        config: its dtype decides what is compared: the largest |Δ| in fp32, the mean in bf16, where single tokens scatter.
+        config: its dtype decides what is compared: the largest |Δ| in fp32; in bf16, where tokens scatter, the mean.
     """
     if learner.shape != worker.shape:
-        return f"the learner sent {learner.shape[0]} log-probabilities and the worker {worker.shape[0]}"
+        return f"the learner gave {learner.shape[0]} log-probabilities on the probe and the worker {worker.shape[0]}"
     differences = np.abs(learner.astype(np.float64) - worker)
     measure, value = ("max", differences.max()) if config.dtype == "float32" else ("mean", differences.mean())
     tolerance = config.weights.probe_tolerance

@@ -1,0 +1,101 @@
+"""What a run writes down while it trains: metrics, samples, events, the ledger, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.driver import checkpoint
+from rlhf_ray.driver.ledger import Ledger
+from rlhf_ray.driver.metrics import step_metrics
+from rlhf_ray.driver.preparation import Prepared
+from rlhf_ray.driver.roles import Roles
+from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.learner.sharded_model import StepResult
+from rlhf_ray.rollout.pool import WorkerEvent
+from rlhf_ray.telemetry.events import EventKind, EventLog
+from rlhf_ray.telemetry.metrics import MetricsLog
+from rlhf_ray.telemetry.progress import StageProgress
+from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.telemetry.samples import SampleLog
+from rlhf_ray.telemetry.timing import PhaseTimer
+from rlhf_ray.types import Experience
+
+SAMPLES_PER_STEP = 2
+_BUSY = {"rollout": ("rollout",), "scoring": ("scoring",), "learner": ("preparation", "update", "publication")}
+_EVENT_KINDS: dict[str, EventKind] = {"started": "join", "stale": "fault", "died": "departure", "redispatched": "fault"}
+
+
+class Journal:
+    """Opened at step `resume_step` (None: a new run); everything after that step is removed. A context manager."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        events: EventLog,
+        tokenizer: PreTrainedTokenizerBase,
+        steps: int,
+        keep: int,
+        config_sha256: str,
+        resume_step: int | None = None,
+    ) -> None:
+        self.folder, self.events, self.tokenizer = folder, events, tokenizer
+        self.keep, self.config_sha256 = keep, config_sha256
+        self.timer = PhaseTimer(_BUSY)
+        self.ledger = Ledger(folder.path / "ledger.jsonl", resume_step)
+        self._stack = ExitStack()
+        self.metrics = self._stack.enter_context(MetricsLog(folder, "ppo", resume_step))
+        self.samples = self._stack.enter_context(SampleLog(folder.samples, resume_step))
+        self.progress = StageProgress(folder.name, "ppo", steps, completed=resume_step or 0)
+
+    def __enter__(self) -> Journal:
+        self._stack.enter_context(self.progress)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)
+
+    def record(
+        self,
+        state: TrainingState,
+        experiences: Sequence[Experience],
+        prepared: Prepared,
+        policy: Sequence[StepResult],
+        value: Sequence[StepResult],
+    ) -> None:
+        """A step was applied."""
+        self.ledger.train(state.step, [experience.id for experience in experiences])
+        metrics = step_metrics(state, experiences, prepared, policy, value, self.timer.lap())
+        self.metrics.log(state.step, metrics)
+        for experience in experiences[:SAMPLES_PER_STEP]:
+            text = self.tokenizer.decode(experience.rollout.token_ids, skip_special_tokens=True)
+            self.samples.write(state.step, experience, text)
+        self.progress.update(state.step, metrics)
+
+    def dropped(self, prompt_id: str, reason: str) -> None:
+        """A group was given up."""
+        self.ledger.drop(prompt_id, reason)
+        self.events.emit("drop", reason, prompt=prompt_id)
+
+    async def checkpoint(self, state: TrainingState, roles: Roles) -> Path:
+        """Write a checkpoint of everything that the run needs to go on."""
+        self.metrics.sync()
+
+        async def write_roles(folder: Path) -> None:
+            await roles.policy.save_checkpoint(folder / "policy_learner")
+            await roles.policy.save_pretrained(folder / "policy")
+            if roles.value is not None:
+                await roles.value.save_checkpoint(folder / "value_learner")
+
+        path = await checkpoint.save(self.folder.checkpoints, state.saved(self.config_sha256), write_roles, self.keep)
+        self.events.emit("checkpoint", f"step {state.step}", path=path.name)
+        return path
+
+
+def note_worker_event(events: EventLog, event: WorkerEvent) -> None:
+    """Write down what happened to a rollout worker. Confirmed publications are the rule and stay out: one per step."""
+    if event.kind in _EVENT_KINDS:
+        events.emit(_EVENT_KINDS[event.kind], event.message, worker=event.worker)

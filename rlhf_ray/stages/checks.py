@@ -1,0 +1,75 @@
+"""What can be refused before anything starts: folders that are no models, functions that do not exist, too few resources."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from rlhf_ray.config.loading import ConfigError
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.models.loading import check_model_folder
+from rlhf_ray.placement import plan_placement
+from rlhf_ray.scoring.sources import resolve_function
+
+
+def check_run(config: RunConfig) -> None:
+    """Look at everything outside the config that it names.
+
+    Raises:
+        NotAModel, ConfigError: naming the key, the value and what is expected.
+    """
+    named = {
+        "model.path": config.model.path,
+        "ppo.policy_model": config.ppo.policy_model,
+        "ppo.value_model": config.ppo.value_model,
+        "ppo.reward.model.path": config.ppo.reward.model and config.ppo.reward.model.path,
+    }
+    for key, path in named.items():
+        if path is not None and not _is_hub_name(path):
+            check_model_folder(path, key)
+    for source in config.ppo.reward.functions:
+        _resolve("ppo.reward.functions", source.function)
+    if config.evaluation.utility is not None:
+        _resolve("evaluation.utility", config.evaluation.utility)
+    if config.cluster.address is None and not ray.is_initialized():
+        _check_machine(config)
+
+
+def _resolve(key: str, function: str) -> None:
+    try:
+        resolve_function(function)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _is_hub_name(path: str) -> bool:
+    """`organisation/model`: one slash, nothing that looks like a path, and no such folder."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.exists(path)
+
+
+def _check_machine(config: RunConfig) -> None:
+    """A private cluster has this machine's cores and GPUs, and no more."""
+    plan = plan_placement(config.roles, config.ppo.placement.colocate)
+    supervised = {"sft": config.sft, "reward_model": config.reward_model}
+    asked = {"ppo": plan.totals} | {
+        name: {
+            "CPU": s.learner.workers.cpus * s.learner.workers.count,
+            "GPU": s.learner.workers.gpus * s.learner.workers.count,
+        }
+        for name, s in supervised.items()
+    }
+    have = {"CPU": float(os.cpu_count() or 1), "GPU": float(_gpus())}
+    for stage in config.stages:
+        for name, need in asked.get(stage, {}).items():
+            if need > have.get(name, 0.0) + 1e-6:
+                raise ConfigError(
+                    f"stage {stage} asks for {need:g} {name} in all and this machine has {have.get(name, 0.0):g}; lower the "
+                    f"roles' workers.count or workers.{name.lower()}s, or set cluster.address to a larger cluster"
+                )
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

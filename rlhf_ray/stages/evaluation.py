@@ -1,0 +1,136 @@
+"""Base, SFT and PPO policies side by side on held-out prompts.
+
+Invariant: all policies answer the same prompts, with the same seeds, through the same engines; utility, where there is one,
+is the truth that training never saw.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_ray.data.records import Pair
+from rlhf_ray.data.simulator import pair_accuracy_ceiling
+from rlhf_ray.driver.roles import Roles
+from rlhf_ray.scoring.sources import RewardError, resolve_function
+from rlhf_ray.telemetry.metrics import read_metrics
+from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
+from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
+
+Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One policy's answers to all prompts, in their order."""
+
+    texts: tuple[str, ...]
+    lengths: np.ndarray
+    """int64 [P], tokens."""
+    rewards: np.ndarray
+    """float64 [P], of the run's reward; NaN where a source failed."""
+    utilities: np.ndarray | None
+    """float64 [P]; None where nobody knows the truth."""
+    kl: float | None
+    """Mean over prompts of log π(answer) − log π_ref(answer), nats."""
+
+
+async def answer(
+    roles: Roles, folder: str, version: int, prompts: Sequence[Prompt], tokenizer, utility: str | None
+) -> Answers:
+    """Load a policy into the rollout workers, sample one answer to each prompt, and score them."""
+    await roles.pool.load_folder(folder, version)
+    requests = [RolloutRequest(prompt, 0, rollout_seed("evaluation", prompt.id, 0)) for prompt in prompts]
+    by_id = {rollout.id: rollout async for rollout in roles.pool.generate(requests)}
+    rollouts: list[Rollout] = [by_id[request.id] for request in requests]
+    scores = await roles.score(rollouts)
+    references = await roles.reference_logprobs(rollouts)
+    texts = [t.strip() for t in tokenizer.batch_decode([r.token_ids for r in rollouts], skip_special_tokens=True)]
+    truth = None
+    if utility is not None:
+        function = resolve_function(utility)
+        arguments = [prompt.messages for prompt in prompts], texts, [prompt.metadata for prompt in prompts]
+        truth = np.asarray(function(*arguments), dtype=np.float64)
+    kl = None if references[0] is None else _mean_kl(rollouts, references)
+    rewards = np.asarray([math.nan if isinstance(s, RewardError) else s.total for s in scores])
+    return Answers(tuple(texts), np.asarray([len(r) for r in rollouts]), rewards, truth, kl)
+
+
+def summarise(
+    answers: Mapping[str, Answers],
+    reward_model_accuracy: float | None,
+    ceiling: float | None,
+    seconds: Mapping[str, float],
+) -> dict:
+    """The content of `evaluation.json`: what was asked for by name, None where it is not known."""
+    sft, ppo = answers.get("sft"), answers.get("ppo")
+    known = {name: a.utilities for name, a in answers.items() if a.utilities is not None}
+    rate = interval = by_reward = None
+    if sft is not None and ppo is not None:
+        by_reward = win_rate(ppo.rewards, sft.rewards)
+        if ppo.utilities is not None:
+            rate = win_rate(ppo.utilities, sft.utilities)
+            interval = wilson_interval(rate, len(ppo.utilities))
+    return {
+        "win_rate_vs_sft": rate,
+        "win_rate_interval": interval,
+        "win_rate_vs_sft_by_reward": by_reward,
+        "utility": {name: float(known[name].mean()) if name in known else None for name in ("base", "sft", "ppo")},
+        "utility_std_sft": float(known["sft"].std()) if "sft" in known else None,
+        "reward": {name: float(np.nanmean(a.rewards)) for name, a in answers.items()},
+        "length": {name: float(a.lengths.mean()) for name, a in answers.items()},
+        "kl_sequence": ppo.kl if ppo else None,
+        "reward_model_accuracy": reward_model_accuracy,
+        "reward_model_accuracy_ceiling": ceiling,
+        "prompts": len(next(iter(answers.values())).texts),
+        "seconds": dict(seconds),
+    }
+
+
+def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Share of prompts on which `ours` is higher; a tie counts half."""
+    return float(np.mean(0.5 * (1.0 + np.sign(ours - theirs))))
+
+
+def wilson_interval(rate: float, count: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927)."""
+    centre = (rate + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
+    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(rate * (1 - rate) / count + Z_95**2 / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy_of_reward_model(
+    folder: RunFolder, held_out_pairs: Sequence[Pair] | None
+) -> tuple[float | None, float | None]:
+    """(accuracy on held-out pairs, the best that the annotators' noise allows); None where unknown."""
+    path = folder.stage_metrics("reward_model")
+    measured = [
+        r["heldout/accuracy"] for r in (read_metrics(path) if path.is_file() else []) if r.get("heldout/accuracy")
+    ]
+    ceiling = pair_accuracy_ceiling(held_out_pairs) if held_out_pairs is not None else None
+    return (measured[-1] if measured else None), ceiling
+
+
+def write_samples(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, Answers]) -> None:
+    """One JSON object per prompt: all policies' answers, rewards and utilities."""
+    lines = []
+    for i, prompt in enumerate(prompts):
+        utilities = {name: float(a.utilities[i]) for name, a in answers.items() if a.utilities is not None}
+        line = {
+            "prompt": list(prompt.messages),
+            "answers": {name: a.texts[i] for name, a in answers.items()},
+            "rewards": {name: None if math.isnan(a.rewards[i]) else float(a.rewards[i]) for name, a in answers.items()},
+            "utility": utilities or None,
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    atomic_write(path, "".join(lines))
+
+
+def _mean_kl(rollouts: Sequence[Rollout], references: Sequence[np.ndarray]) -> float:
+    pairs = zip(rollouts, references, strict=True)
+    return float(np.mean([float((r.logprobs - ref).sum()) for r, ref in pairs]))

@@ -1,0 +1,66 @@
+"""The PPO stage: from models and prompts to a trained policy, from the start or from a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rlhf_ray.config import dump_config
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.data.tokenize import encode_prompts
+from rlhf_ray.driver import checkpoint
+from rlhf_ray.driver.checkpoint import RunState
+from rlhf_ray.driver.journal import Journal
+from rlhf_ray.driver.loop import PpoLoop
+from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.roles import Roles
+from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.saving import replace_folder
+from rlhf_ray.stages.datasets import Split, fitting
+from rlhf_ray.telemetry.events import EventLog
+from rlhf_ray.telemetry.run_folder import RunFolder
+
+
+def find_checkpoint(folder: RunFolder, events: EventLog) -> tuple[Path, RunState] | None:
+    """The newest whole checkpoint; damaged ones that were passed over become events."""
+    return checkpoint.newest(folder.checkpoints, lambda reason: events.emit("fault", reason))
+
+
+async def run_ppo(
+    config: RunConfig, folder: RunFolder, roles: Roles, model: str, data: Split, events: EventLog
+) -> None:
+    """Train the policy and leave it in the run's `policy` folder."""
+    tokenizer = load_tokenizer(model)
+    prompts = fitting(
+        encode_prompts(tokenizer, data.train, config.data.max_prompt_tokens), "prompts", "data.max_prompt_tokens"
+    )
+    source = PromptSource(prompts, config.name, config.seed, config.ppo.samples_per_prompt)
+    found = find_checkpoint(folder, events)
+    state = TrainingState.initial(config.ppo.algorithm.kl)
+    if found is not None:
+        path, saved = found
+        state = TrainingState.restored(saved)
+        await _restore(roles, path)
+        await roles.pool.publish(state.step, roles.policy)
+        events.emit("stage", f"ppo goes on after step {state.step}", checkpoint=path.name)
+    digest = checkpoint.fingerprint(dump_config(config))
+    resume_step = state.step if found else None
+    keep = config.ppo.checkpoint.keep
+    with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step) as journal:
+        await PpoLoop(config.ppo, roles, source, state, journal, config.seed).run()
+    _publish_folder(folder, config.ppo.steps)
+
+
+async def _restore(roles: Roles, path: Path) -> None:
+    await roles.policy.load_checkpoint(path / "policy_learner")
+    if roles.value is not None:
+        await roles.value.load_checkpoint(path / "value_learner")
+
+
+def _publish_folder(folder: RunFolder, step: int) -> None:
+    """Copy the last checkpoint's Hugging Face folder to where people look for the policy."""
+    temporary = folder.path / ".policy"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(folder.checkpoints / f"step_{step}" / "policy", temporary)
+    replace_folder(temporary, folder.policy)

@@ -1,0 +1,151 @@
+"""A whole run: the stages in their order, in one folder, resumable.
+
+Invariant: a stage that is complete is never done again; one that was interrupted starts from its last checkpoint (PPO) or from
+its beginning (the supervised stages).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rlhf_ray.config import RunConfig, dump_config
+from rlhf_ray.data.tokenize import encode_prompts
+from rlhf_ray.driver.journal import note_worker_event
+from rlhf_ray.driver.roles import ModelPaths, Roles
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.placement import Placement, plan_placement
+from rlhf_ray.stages import evaluation
+from rlhf_ray.stages.checks import check_run
+from rlhf_ray.stages.cluster import connect
+from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets
+from rlhf_ray.stages.ppo import run_ppo
+from rlhf_ray.stages.preliminary import base_model, run_reward_model, run_sft
+from rlhf_ray.telemetry.console import console
+from rlhf_ray.telemetry.events import EventLog, read_events
+from rlhf_ray.telemetry.progress import StageProgress
+from rlhf_ray.telemetry.report import write_report
+from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
+
+
+@dataclass
+class Run:
+    """One run while it is being done."""
+
+    config: RunConfig
+    folder: RunFolder
+    events: EventLog
+    data: Datasets
+    base: str
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and write down that it began and ended."""
+        self.events.emit("stage", f"{name} begins")
+        began = time.perf_counter()
+        yield
+        self.events.emit("stage", f"{name} ends", seconds=round(time.perf_counter() - began, 2))
+
+    @property
+    def start(self) -> str:
+        """The folder that PPO starts from."""
+        return self.config.ppo.policy_model or (str(self.folder.sft) if "sft" in self.config.stages else self.base)
+
+    def paths(self) -> ModelPaths:
+        """What the roles load."""
+        reward = self.config.ppo.reward.model
+        reward_path = None if reward is None else reward.path or str(self.folder.reward_model)
+        return ModelPaths(self.start, self.config.ppo.value_model or reward_path or self.start, reward_path)
+
+
+def run(config: RunConfig, resume: bool = False) -> RunFolder:
+    """Do every stage of a config; the folder that holds the results.
+
+    Raises:
+        ConfigError, DataError, NotAModel, RunFolderError, …: before anything starts, where the input is at fault.
+    """
+    folder = RunFolder(f"{config.folder}/{config.name}")
+    check_run(config)
+    with folder.claim(resume), EventLog(folder.events) as events:
+        atomic_write(folder.config, dump_config(config))
+        data = load_datasets(config.data, folder.path, config.seed)
+        current = Run(config, folder, events, data, base_model(config, folder, data))
+        with connect(config.cluster):
+            _supervised_stages(current)
+            if {"ppo", "evaluation"} & set(config.stages):
+                asyncio.run(_reinforcement_stages(current))
+        write_report(folder)
+    return folder
+
+
+def _supervised_stages(current: Run) -> None:
+    config, folder = current.config, current.folder
+    if "sft" in config.stages and not (folder.sft / "config.json").is_file():
+        with current.stage("sft"):
+            run_sft(config, folder, current.base, current.data.demonstrations)
+    if "reward_model" in config.stages and not (folder.reward_model / "config.json").is_file():
+        with current.stage("reward_model"):
+            run_reward_model(config, folder, current.start, current.data.pairs)
+
+
+async def _reinforcement_stages(current: Run) -> None:
+    """PPO and evaluation, on the same actors."""
+    config, ppo = current.config, current.config.ppo
+    roles_needed = config.roles
+    if not _ppo_is_due(current):
+        roles_needed = {role: w for role, w in roles_needed.items() if role not in ("policy", "value")}
+    plan = plan_placement(roles_needed, ppo.placement.colocate, ppo.placement.strategy)
+    with Placement(plan, roles_needed, ppo.placement.timeout_s) as placement:
+        with current.stage("start"), console.status("starting rollout, reward, reference and learner actors"):
+            roles = await Roles.start(
+                config, current.paths(), placement, lambda event: note_worker_event(current.events, event)
+            )
+        try:
+            if _ppo_is_due(current):
+                with current.stage("ppo"):
+                    await run_ppo(config, current.folder, roles, current.start, current.data.prompts, current.events)
+            if "evaluation" in config.stages:
+                await _evaluate(current, roles)
+        finally:
+            roles.close()
+
+
+def _ppo_is_due(current: Run) -> bool:
+    return "ppo" in current.config.stages and not current.folder.policy.is_dir()
+
+
+async def _evaluate(current: Run, roles: Roles) -> None:
+    """Answer held-out prompts with every policy there is, and write what came of it."""
+    config, folder = current.config, current.folder
+    tokenizer = load_tokenizer(current.start)
+    limit = config.data.max_prompt_tokens
+    prompts = fitting(
+        encode_prompts(tokenizer, current.data.prompts.held_out, limit), "prompts", "data.max_prompt_tokens"
+    )
+    prompts = prompts[: config.evaluation.prompts]
+    utility = config.evaluation.utility or (SIMULATED_UTILITY if config.data.simulate else None)
+    policies = {"base": current.base, "sft": current.start, "ppo": str(folder.policy)}
+    answers: dict[str, evaluation.Answers] = {}
+    with (
+        current.stage("evaluation"),
+        StageProgress(folder.name, "evaluation", len(policies), plain_every=1) as progress,
+    ):
+        for number, (name, path) in enumerate(policies.items(), start=1):
+            if name != "ppo" or folder.policy.is_dir():
+                answers[name] = await evaluation.answer(roles, path, -number, prompts, tokenizer, utility)
+            progress.update(number)
+    pairs = current.data.pairs.held_out if config.data.simulate else None
+    accuracy, ceiling = evaluation.accuracy_of_reward_model(folder, pairs)
+    summary = evaluation.summarise(answers, accuracy, ceiling, _recorded_seconds(current))
+    evaluation.write_samples(folder.evaluation_samples, prompts, answers)
+    atomic_write(folder.evaluation, json.dumps(summary, indent=1) + "\n")
+
+
+def _recorded_seconds(current: Run) -> dict[str, float]:
+    """Of stages done in earlier attempts, too."""
+    ended = (e for e in read_events(current.folder.events) if e.kind == "stage" and "seconds" in e.fields)
+    return {event.message.removesuffix(" ends"): event.fields["seconds"] for event in ended}

@@ -1,0 +1,68 @@
+"""What the console says before a run (placement) and after it (where everything is)."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.placement import plan_placement
+from rlhf_ray.telemetry.console import console
+from rlhf_ray.telemetry.run_folder import RunFolder
+
+
+def print_placement(config: RunConfig) -> None:
+    """The bundles that the PPO stage asks Ray for, and who goes where."""
+    placement = config.ppo.placement
+    plan = plan_placement(config.roles, placement.colocate, placement.strategy)
+    table = Table(title=f"placement group of the PPO stage, strategy {plan.strategy}", title_justify="left")
+    table.add_column("bundle", justify="right")
+    table.add_column("resources")
+    table.add_column("actors")
+    for index, bundle in enumerate(plan.bundles):
+        actors = [f"{role}[{number}]" for (role, number), slot in plan.slots.items() if slot == index]
+        table.add_row(str(index), _resources(bundle), ", ".join(actors))
+    table.add_section()
+    table.add_row("all", _resources(plan.totals), f"{len(plan.slots)} actors")
+    console.print(table)
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The result, and where to look next."""
+    if folder.evaluation.is_file():
+        console.print(_comparison(json.loads(folder.evaluation.read_text())))
+    policy = next((p for p in (folder.policy, folder.sft, folder.reward_model) if p.is_dir()), folder.path)
+    console.print(f"policy   {policy}", highlight=False, soft_wrap=True)
+    console.print(f"report   {folder.report}", highlight=False, soft_wrap=True)
+    console.print(f"curves   tensorboard --logdir {folder.tensorboard}", highlight=False, soft_wrap=True)
+    console.print(f"next     rlhf-ray serve {policy}   (coming)", highlight=False, soft_wrap=True)
+
+
+def _comparison(result: dict) -> Table:
+    table = Table(title="held-out prompts", title_justify="left")
+    for column in ("", "base", "SFT", "PPO"):
+        table.add_column(column, justify="left" if not column else "right")
+    for label, key in (("hidden utility", "utility"), ("learned reward", "reward"), ("tokens", "length")):
+        row = [result[key].get(name) for name in ("base", "sft", "ppo")]
+        if any(value is not None for value in row):
+            table.add_row(label, *(_number(value) for value in row))
+    if result["win_rate_vs_sft"] is not None:
+        low, high = result["win_rate_interval"]
+        table.add_row("win rate against SFT", "", "", f"{result['win_rate_vs_sft']:.1%} ({low:.1%}–{high:.1%})")
+    elif result["win_rate_vs_sft_by_reward"] is not None:
+        table.add_row("win rate by learned reward", "", "", f"{result['win_rate_vs_sft_by_reward']:.1%}")
+    table.add_row("KL to SFT, nats", "", "", _number(result["kl_sequence"]))
+    accuracy, ceiling = result["reward_model_accuracy"], result["reward_model_accuracy_ceiling"]
+    if accuracy is not None:
+        of = f" of at most {ceiling:.1%}" if ceiling else ""
+        table.add_row("reward model accuracy", "", "", f"{accuracy:.1%}{of}")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _resources(bundle: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())

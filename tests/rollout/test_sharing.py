@@ -1,0 +1,30 @@
+"""Sharing requests among workers."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.rollout.sharing import share
+
+
+@given(
+    waiting=st.integers(0, 60),
+    loads=st.lists(st.integers(0, 25), min_size=1, max_size=6),
+    capacity=st.integers(1, 25),
+)
+def test_loads_end_level_and_nobody_is_overfull(waiting: int, loads: list[int], capacity: int) -> None:
+    given_out = share(waiting, loads, capacity)
+    after = [load + more for load, more in zip(loads, given_out, strict=True)]
+    free = sum(max(capacity - load, 0) for load in loads)
+    assert sum(given_out) == min(waiting, free) and min(given_out) >= 0
+    for more, total in zip(given_out, after, strict=True):
+        if more:
+            assert total <= capacity
+            # Whoever got something is at most one above the least loaded worker that could take more.
+            assert total <= min(after) + 1
+
+
+def test_idle_workers_get_equal_parts() -> None:
+    assert share(64, [0, 0], 100) == [32, 32]
+    assert share(3, [5, 0, 0], 100) == [0, 2, 1]

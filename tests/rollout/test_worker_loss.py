@@ -1,0 +1,69 @@
+"""A worker killed while it generates: every request is answered exactly once, with the tokens it would have had."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from rlhf_ray.config.rollout import SamplingConfig
+from rlhf_ray.rollout.errors import NoWorkerLeft
+from rlhf_ray.rollout.membership import State
+from rlhf_ray.types import Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from conftest import LearnerRanks, RunningPool
+
+Requests = Callable[..., list[RolloutRequest]]
+_LONG = SamplingConfig(max_new_tokens=100)
+
+
+@pytest.fixture(scope="module")
+def two_workers(start: Callable[[int], RunningPool]) -> Iterator[RunningPool]:
+    running = start(2)
+    yield running
+    running.pool.close()
+
+
+def test_a_killed_workers_requests_are_answered_by_the_other(
+    two_workers: RunningPool, requests_for: Requests, learner: LearnerRanks
+) -> None:
+    requests = requests_for(64)
+    control = two_workers.generate(requests, _LONG)
+    first, second = two_workers.pool.members
+    seen_loads = []
+
+    async def generate_and_kill() -> list[Rollout]:
+        rollouts = []
+        async for rollout in two_workers.pool.generate(requests, _LONG):
+            if not rollouts:
+                seen_loads.extend([first.load, second.load])
+                os.kill(second.info.pid, signal.SIGKILL)
+            rollouts.append(rollout)
+        return rollouts
+
+    rollouts = asyncio.run(generate_and_kill())
+    assert min(seen_loads) > 0, "the killed worker had nothing to lose"
+    assert sorted(r.id for r in rollouts) == sorted(request.id for request in requests)
+    for rollout in rollouts:
+        assert np.array_equal(rollout.token_ids, control[rollout.id].token_ids)
+        assert np.array_equal(rollout.logprobs, control[rollout.id].logprobs)
+    assert (first.state, second.state) == (State.READY, State.DEAD)
+    died, redispatched = two_workers.events[-2:]
+    assert (died.kind, died.worker, redispatched.kind) == ("died", "rollout-1", "redispatched")
+    assert 0 < len(redispatched.requests) <= seen_loads[1]
+    # The pool goes on with whoever is left, publications too.
+    assert two_workers.publish(1, learner) == ["rollout-0"]
+
+
+def test_with_nobody_left_the_error_names_the_cause(two_workers: RunningPool, requests_for: Requests) -> None:
+    for member in two_workers.pool.members:
+        if member.state is State.READY:
+            os.kill(member.info.pid, signal.SIGKILL)
+    with pytest.raises(NoWorkerLeft, match=r"rollout-0 is dead \(Actor\w+Error.*rollout-1 is dead \(Actor\w+Error"):
+        two_workers.generate(requests_for(8))
