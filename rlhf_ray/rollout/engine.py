@@ -1,14 +1,15 @@
 """`RolloutEngine`: vLLM in this process, stepped by one thread of ours.
 
 Invariants: vLLM is touched by the engine's thread alone, so no lock is needed and everything it is asked happens
-between two steps; a request is added to the running batch at once (continuous batching) and answered in the step that
-ends it; no token is sampled between the beginning of a weight update and its complete end.
+between two steps; a request is added to the running batch at once (continuous batching); no token is sampled between
+the beginning of a weight update and its complete end.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -27,10 +28,14 @@ from rlhf_ray.rollout.weights.bucket import WeightBucket
 from rlhf_ray.types import PolicyVersion
 
 Deliver = Callable[[list[Any] | Exception], None]
-"""Receives, in the engine's thread, what finished in one step, or the reason why nothing more will come."""
+"""Receives, in the engine's thread, what finished lately, or the reason why nothing more will come."""
 
 Route = Literal["buckets", "native"]
 """How weights come: in our buckets, or by one of vLLM's own transfer engines."""
+
+_DELIVERY_INTERVAL_S = 0.05
+"""While sequences are being generated, those that finished are handed over this often: each time, the receiving thread
+interrupts the stepping one."""
 
 _BEGIN = {"buckets": "begin_reload", "native": "start_weight_update"}
 _FINISH = {"buckets": "finish_reload", "native": "finish_weight_update"}
@@ -46,6 +51,8 @@ class RolloutEngine:
         self._ends = end_tokens(model)
         self._route: Route = "buckets"
         self._running: dict[str, tuple[Deliver, Callable[[RequestOutput], Any]]] = {}
+        self._finished: dict[Deliver, list[Any]] = defaultdict(list)
+        self._delivered_at = 0.0
         self._submitted = 0
         self._failure: EngineFailed | None = None
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None] = queue.SimpleQueue()
@@ -147,14 +154,20 @@ class RolloutEngine:
         except Exception as error:
             self._fail(error)
             return
-        finished: dict[Deliver, list[Any]] = defaultdict(list)
         for output in outputs:
             deliver, convert = self._running.pop(output.request_id)
-            finished[deliver].append(convert(output))
-        for deliver, results in finished.items():
+            self._finished[deliver].append(convert(output))
+        if not self._running or time.monotonic() - self._delivered_at >= _DELIVERY_INTERVAL_S:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        for deliver, results in self._finished.items():
             deliver(results)
+        self._finished.clear()
+        self._delivered_at = time.monotonic()
 
     def _fail(self, error: Exception) -> None:
+        self._deliver()
         self._failure = EngineFailed(f"vLLM failed in a forward pass: {type(error).__name__}: {error}")
         self._failure.__cause__ = error
         for deliver in {deliver for deliver, _ in self._running.values()}:

@@ -107,10 +107,10 @@ def draw_panel(seed: int, size: int = 24) -> tuple[Annotator, ...]:
             id=f"annotator-{index:02d}",
             group=groups[index % len(groups)],
             skill=rng.choices(names, weights)[0],
-            temperature=round(rng.uniform(0.6, 1.6), 3),
+            temperature=round(rng.uniform(0.4, 1.0), 3),
             flattery_bias=round(rng.uniform(0.0, 1.6), 3),
             length_bias=round(rng.uniform(0.0, 0.03), 4),
-            lapse=round(rng.uniform(0.0, 0.1), 3),
+            lapse=round(rng.uniform(0.0, 0.08), 3),
         )
         for index in range(size)
     )

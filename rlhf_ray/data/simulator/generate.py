@@ -29,7 +29,7 @@ class Sizes:
     """Number of rows in each file."""
 
     demonstrations: int = 4000
-    pairs: int = 6000
+    pairs: int = 8000
     held_out_pairs: int = 600
     rankings: int = 200
     scores: int = 200

@@ -1,0 +1,31 @@
+"""Shared by all tests: one Ray and one tiny model per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A private Ray with more logical CPUs than this machine may have; roles are bookkeeping."""
+    import ray
+
+    ray.init(address="local", include_dashboard=False, num_cpus=8, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A Hugging Face folder: random weights, its own tokenizer."""
+    from rlhf_ray.models.tiny import build_tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    texts = ["Hello, where is my order 1234?", "I am sorry. Your order 1234 will arrive on Monday."] * 20
+    build_tiny_model(folder, texts, vocab_size=300, hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=128)
+    return folder

@@ -1,0 +1,81 @@
+"""One rank as a Ray actor that trains under any ZeRO stage, one after another: the production engine, model and objective."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+
+from rlhf_ray.batch import Batch
+from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
+from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig, ShardingConfig
+from rlhf_ray.learner import engine
+from rlhf_ray.learner.objectives import policy_objective
+from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.learner.sharded_model import ShardedModel
+from rlhf_ray.models.heads import TokenLogprobs
+from rlhf_ray.models.loading import load_causal_lm
+
+ALGORITHM = AlgorithmConfig(kl=KLConfig(placement="loss", estimator="k3", coefficient=0.1))
+
+
+class RankWorker:
+    """Rank `rank` of `world`."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+        engine.prepare_process(1, use_gpu=False)
+
+    def free_port(self) -> int:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return probe.getsockname()[1]
+
+    def join(self, port: int) -> None:
+        engine.join_group(self.rank, self.world, "127.0.0.1", port, use_gpu=False)
+
+    def train(
+        self, model: str, stage: int, batch: Batch, budget: int, steps: int, max_grad_norm: float = 1e9
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[float], list[float]]:
+        """(gradients of the first step, parameters after the last, losses, gradient norms)."""
+        from deepspeed.utils import safe_get_full_grad
+
+        config = LearnerConfig(
+            sharding=ShardingConfig(zero_stage=stage),
+            optimizer=OptimizerConfig(learning_rate=1e-3, max_grad_norm=max_grad_norm),
+            micro_batch_tokens=budget,
+        )
+        wrapped = engine.build(lambda: TokenLogprobs(load_causal_lm(model)), config)
+        learner = ShardedModel(wrapped, config, self.rank, self.world)
+        gradients: dict[str, np.ndarray] = {}
+        step = wrapped.step
+
+        def recording_step() -> None:
+            if not gradients:
+                for name, parameter in wrapped.module.named_parameters():
+                    full = parameter.grad if stage == 0 else safe_get_full_grad(parameter)
+                    gradients[name] = full.detach().float().cpu().numpy().copy()
+            step()
+
+        wrapped.step = recording_step
+        plan = plan_micro_batches(batch.lengths, self.world, budget).micro_batches[self.rank]
+        results = [learner.step(batch, plan, policy_objective(ALGORITHM, 0.1), 1e-3) for _ in range(steps)]
+        parameters = {name: p.float().cpu().numpy().copy() for name, p in learner.named_weights(1 << 20)}
+        return gradients, parameters, [r.loss for r in results], [r.grad_norm for r in results]
+
+
+def ragged_batch(rng: np.random.Generator, vocabulary: int, lengths: list[int], prompt: int = 2) -> Batch:
+    """Sequences of very different lengths with the columns of a PPO update; token-mean weights."""
+    from rlhf_ray.batch import pack_sequences
+
+    sequences = [rng.integers(3, vocabulary, size=n) for n in lengths]
+    batch = pack_sequences(sequences, [np.arange(len(s)) >= prompt for s in sequences])
+    count = int(batch.target_mask.sum())
+    old = np.full(count, -np.log(vocabulary), dtype=np.float32)
+    return batch.with_columns(
+        weights=np.full(count, 1 / count, dtype=np.float32),
+        advantages=rng.normal(size=count).astype(np.float32),
+        reference_logprobs=(old + rng.normal(scale=0.1, size=count)).astype(np.float32),
+    )
+
+

@@ -1,0 +1,107 @@
+"""Oracles 16–18 on the real learner: ranks, ZeRO stages, accumulation, padding and batch mates change nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rank_worker import RankWorker, ragged_batch  # noqa: E402
+
+LENGTHS = [3, 31, 4, 17, 9, 24, 5]
+STEPS = 5
+ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}}
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_model):
+    return ragged_batch(np.random.default_rng(0), 300, LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def single(ray_cluster):
+    """World size 1."""
+    worker = ray.remote(RankWorker).options(num_cpus=0, runtime_env=ENV).remote(0, 1)
+    ray.get(worker.join.remote(ray.get(worker.free_port.remote())))
+    yield worker
+    ray.kill(worker)
+
+
+@pytest.fixture(scope="module")
+def pair(ray_cluster):
+    """World size 2."""
+    workers = [ray.remote(RankWorker).options(num_cpus=0, runtime_env=ENV).remote(rank, 2) for rank in range(2)]
+    port = ray.get(workers[0].free_port.remote())
+    ray.get([worker.join.remote(port) for worker in workers])
+    yield workers
+    for worker in workers:
+        ray.kill(worker)
+
+
+@pytest.fixture(scope="module")
+def control(single, tiny_model, batch):
+    """One rank, one micro-batch, no sharding."""
+    return ray.get(single.train.remote(str(tiny_model), 0, batch, 10_000, STEPS))
+
+
+def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    assert ours.keys() == theirs.keys() and len(ours) > 5
+    return max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_oracle_16_two_ranks_train_as_one(pair, control, tiny_model, batch, stage):
+    """Unequal lengths over two ranks, several micro-batches, every ZeRO stage: the same gradients and parameters."""
+    calls = [worker.train.remote(str(tiny_model), stage, batch, 40, STEPS) for worker in pair]
+    for gradients, parameters, losses, norms in ray.get(calls):
+        assert differences(gradients, control[0]) < 1e-5
+        assert differences(parameters, control[1]) < 1e-4
+        np.testing.assert_allclose(losses, control[2], atol=1e-5)
+        np.testing.assert_allclose(norms, control[3], rtol=1e-4)
+
+
+def test_gradients_are_not_trivially_equal(control):
+    """The comparison above means something: there is a gradient, and training moved the parameters and the loss."""
+    assert max(float(np.abs(g).max()) for g in control[0].values()) > 1e-3
+    assert abs(control[2][0] - control[2][-1]) > 1e-3
+
+
+def test_more_ranks_than_sequences(pair, single, tiny_model):
+    """A rank without a sequence takes part in every collective and adds nothing."""
+    lonely = ragged_batch(np.random.default_rng(1), 300, [12])
+    expected = ray.get(single.train.remote(str(tiny_model), 0, lonely, 10_000, 2))
+    for gradients, parameters, losses, _ in ray.get(
+        [worker.train.remote(str(tiny_model), 3, lonely, 40, 2) for worker in pair]
+    ):
+        assert differences(gradients, expected[0]) < 1e-5
+        assert differences(parameters, expected[1]) < 1e-4
+        np.testing.assert_allclose(losses, expected[2], atol=1e-5)
+
+
+def test_oracle_17_accumulation(single, control, tiny_model, batch):
+    """One sequence per micro-batch is the same as all in one."""
+    gradients, parameters, losses, norms = ray.get(single.train.remote(str(tiny_model), 0, batch, 1, STEPS))
+    assert differences(gradients, control[0]) < 1e-5
+    assert differences(parameters, control[1]) < 1e-4
+    np.testing.assert_allclose(norms, control[3], rtol=1e-4)
+
+
+def test_oracle_18_batch_mates_and_padding(single, tiny_model):
+    """A batch mate of weight zero that is much longer pads everything else and changes nothing."""
+    rng = np.random.default_rng(2)
+    short = ragged_batch(rng, 300, [5, 9, 7])
+    with_mate = ragged_batch(np.random.default_rng(2), 300, [5, 9, 7, 60])
+    count = int(short.target_mask.sum())
+    columns = {}
+    for name in ("weights", "advantages", "reference_logprobs"):
+        columns[name] = np.concatenate([getattr(short, name), np.zeros(58, dtype=np.float32)])
+    with_mate = with_mate.select([0, 1, 2, 3]).with_columns(**columns)
+    assert (with_mate.token_ids[: len(short.token_ids)] == short.token_ids).all() and count == 15
+    ours = ray.get(single.train.remote(str(tiny_model), 0, with_mate, 10_000, 3))
+    alone = ray.get(single.train.remote(str(tiny_model), 0, short, 10_000, 3))
+    assert differences(ours[0], alone[0]) < 1e-5
+    assert differences(ours[1], alone[1]) < 1e-4
