@@ -29,10 +29,11 @@ def run(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name")] = False,
+    fresh: Annotated[bool, typer.Option(help="Put an older run of this name aside and start again")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved config and the placement, and stop")] = False,
 ) -> None:
     """Do all stages of a config: base model → SFT → reward model → PPO → evaluation."""
-    from rlhf_ray.config import dump_config, load_config
+    from rlhf_ray.config import ConfigError, dump_config, load_config
     from rlhf_ray.stages.summary import print_placement, print_summary
 
     resolved = load_config(config, overrides or [])
@@ -40,8 +41,13 @@ def run(
         print(dump_config(resolved), end="")
         print_placement(resolved)
         return
+    if fresh and resume:
+        raise ConfigError("--fresh starts again and --resume goes on; choose one")
     from rlhf_ray.stages.run import run as run_stages
+    from rlhf_ray.telemetry.run_folder import RunFolder, put_aside
 
+    if fresh:
+        put_aside(RunFolder(f"{resolved.folder}/{resolved.name}"))
     print_summary(run_stages(resolved, resume))
 
 
@@ -73,11 +79,11 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from rlhf_ray.driver.checkpoint import NotACheckpoint
     from rlhf_ray.models.loading import NotAModel
     from rlhf_ray.placement import NotEnoughResources
-    from rlhf_ray.rollout.errors import PromptRefused
+    from rlhf_ray.rollout.errors import NoWorkerLeft, PromptRefused
     from rlhf_ray.scoring.sources import RewardError
     from rlhf_ray.telemetry.run_folder import RunFolderError
 
     return (
-        ConfigError, DataError, TooManyDrops, NotACheckpoint, NotAModel, NotEnoughResources, PromptRefused,
+        ConfigError, DataError, TooManyDrops, NotACheckpoint, NotAModel, NotEnoughResources, NoWorkerLeft, PromptRefused,
         RewardError, RunFolderError, FileNotFoundError,
     )  # fmt: skip

@@ -27,5 +27,5 @@ def tiny_model(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     texts = ["Hello, where is my order 1234?", "I am sorry. Your order 1234 will arrive on Monday."] * 20
-    build_tiny_model(folder, texts, vocab_size=300, hidden_size=32, layers=2, heads=2, kv_heads=1, max_positions=128)
+    build_tiny_model(folder, texts, vocab_size=300, hidden_size=64, layers=2, heads=2, kv_heads=1, max_positions=128)
     return folder

@@ -35,6 +35,10 @@ class BuildConfig(Section):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}, and heads of kv_heads {self.kv_heads}"
             )
+        if (self.hidden_size // self.heads) % 32:
+            raise ValueError(
+                f"hidden_size / heads is {self.hidden_size // self.heads}; vLLM's CPU attention needs a multiple of 32"
+            )
         return self
 
 

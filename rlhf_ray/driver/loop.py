@@ -47,6 +47,9 @@ class PpoLoop:
             await asyncio.wait({streaming, training}, return_when=asyncio.FIRST_COMPLETED)
             # Streaming never ends by itself: if it is done, it failed, and training would wait for ever.
             await (streaming if streaming.done() else training)
+        except ExceptionGroup as group:
+            # Task groups wrap what failed; people want the failure itself.
+            raise _first(group) from None
         finally:
             for task in (streaming, training):
                 task.cancel()
@@ -153,6 +156,10 @@ class PpoLoop:
         """A single optimizer step without a KL in the reward starts at ratio 1: its own first pass is the old policy."""
         several = self.config.epochs * self.config.minibatches > 1
         return several or self.config.algorithm.kl.placement == "reward"
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _nothing() -> None:

@@ -33,7 +33,7 @@ Deliver = Callable[[list[Any] | Exception], None]
 Route = Literal["buckets", "native"]
 """How weights come: in our buckets, or by one of vLLM's own transfer engines."""
 
-_DELIVERY_INTERVAL_S = 0.05
+_DELIVERY_INTERVAL_S = 0.1
 """While sequences are being generated, those that finished are handed over this often: each time, the receiving thread
 interrupts the stepping one."""
 

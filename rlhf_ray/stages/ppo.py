@@ -36,7 +36,6 @@ async def run_ppo(
         encode_prompts(tokenizer, data.train, config.data.max_prompt_tokens), "prompts", "data.max_prompt_tokens"
     )
     source = PromptSource(prompts, config.name, config.seed, config.ppo.samples_per_prompt)
-    found = find_checkpoint(folder, events)
     state = TrainingState.initial(config.ppo.algorithm.kl)
     if found is not None:
         path, saved = found

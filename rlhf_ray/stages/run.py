@@ -23,7 +23,7 @@ from rlhf_ray.stages import evaluation
 from rlhf_ray.stages.checks import check_run
 from rlhf_ray.stages.cluster import connect
 from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets
-from rlhf_ray.stages.ppo import run_ppo
+from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
 from rlhf_ray.stages.preliminary import base_model, run_reward_model, run_sft
 from rlhf_ray.telemetry.console import console
 from rlhf_ray.telemetry.events import EventLog, read_events
@@ -95,6 +95,7 @@ def _supervised_stages(current: Run) -> None:
 async def _reinforcement_stages(current: Run) -> None:
     """PPO and evaluation, on the same actors."""
     config, ppo = current.config, current.config.ppo
+    found = find_checkpoint(current.folder, current.events) if _ppo_is_due(current) else None
     roles_needed = config.roles
     if not _ppo_is_due(current):
         roles_needed = {role: w for role, w in roles_needed.items() if role not in ("policy", "value")}
@@ -107,7 +108,9 @@ async def _reinforcement_stages(current: Run) -> None:
         try:
             if _ppo_is_due(current):
                 with current.stage("ppo"):
-                    await run_ppo(config, current.folder, roles, current.start, current.data.prompts, current.events)
+                    await run_ppo(
+                        config, current.folder, roles, current.start, current.data.prompts, current.events, found
+                    )
             if "evaluation" in config.stages:
                 await _evaluate(current, roles)
         finally:

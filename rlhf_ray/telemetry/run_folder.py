@@ -8,6 +8,7 @@ all.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -134,6 +135,18 @@ class RunFolder:
                     f"to begin again under the same name, delete or move the folder first."
                 )
             yield self
+
+
+def put_aside(folder: RunFolder) -> Path | None:
+    """Rename a folder that holds a run to the first free of `NAME.1`, `NAME.2`, …; its new path, or None where there was none.
+
+    Raises RunFolderBusy where a process runs in it.
+    """
+    if not folder.path.is_dir():
+        return None
+    with folder.claim(resume=True):
+        number = next(n for n in itertools.count(1) if not folder.path.with_name(f"{folder.name}.{n}").exists())
+        return folder.path.rename(folder.path.with_name(f"{folder.name}.{number}"))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ class Skill:
     """How somebody writes: probabilities of each merit and fault in one answer."""
 
     states_facts: float = 0.65
-    wrong_order: float = 0.1
-    wrong_detail: float = 0.1
+    wrong_order: float = 0.15
+    wrong_detail: float = 0.15
     states_step: float = 0.8
     wrong_step: float = 0.2
     polite: float = 0.3

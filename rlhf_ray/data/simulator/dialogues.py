@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from rlhf_ray.data.simulator.grammar import (
+    DAYS,
     GREETINGS,
     MONTHS,
     PRODUCTS,
@@ -45,14 +46,16 @@ def draw_value(rng: Random, slot: str) -> str:
     match slot:
         case "order":
             # Two digits: one token each once the tokenizer has seen them, so a tiny model can learn to copy them.
-            return str(rng.randint(10, 99))
+            return str(rng.randint(10, 59))
         case "product":
             return rng.choice(PRODUCTS)
-        case "date":
-            return f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
+        case "month":
+            return rng.choice(MONTHS)
+        case "day":
+            return rng.choice(DAYS)
         case "street":
-            return f"{rng.randint(2, 98)} {rng.choice(STREETS)}"
-    raise ValueError(f"slot {slot!r}: allowed are order, product, date, street")
+            return rng.choice(STREETS)
+    raise ValueError(f"slot {slot!r}: allowed are order, product, month, day, street")
 
 
 def draw_dialogue(rng: Random) -> Dialogue:

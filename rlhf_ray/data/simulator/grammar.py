@@ -28,15 +28,17 @@ PRODUCTS = (
     "bicycle",
 )
 MONTHS = ("January", "March", "April", "May", "June", "August", "October", "December")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 STREETS = ("Hill Road", "Park Street", "Lake Road", "Mill Street", "River Road", "Church Street")
 
 SLOT_PATTERNS = {
     "order": r"\d+",
     "product": "|".join(PRODUCTS),
-    "date": rf"\d+ (?:{'|'.join(MONTHS)})",
-    "street": rf"\d+ (?:{'|'.join(STREETS)})",
+    "month": "|".join(MONTHS),
+    "day": "|".join(DAYS),
+    "street": "|".join(STREETS),
 }
-"""What may stand in a slot. Order numbers, days and house numbers are digits; the rest is a closed list."""
+"""What may stand in a slot. Order numbers are digits; the rest are closed lists."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,16 @@ SCENARIOS = (
         ("Our sales team will cancel the {product} now.", "We will stop order {order} with the {product}."),
     ),
     Scenario(
-        "invoice_copy", "date", "I need papers for order {order}.",
-        ("I need the invoice of order {order} from {date}.", "I lost the invoice of {date}, order {order}."),
-        ("I need the invoice from {date}.", "I lost the invoice of {date}."),
-        ("Our billing team will mail the invoice of {date}.", "We will send the bill of order {order} from {date}."),
+        "invoice_copy", "month", "I need papers for order {order}.",
+        ("I need the invoice of order {order} from {month}.", "I lost the invoice of {month}, order {order}."),
+        ("I need the invoice from {month}.", "I lost the invoice of {month}."),
+        ("Our billing team will mail the invoice of {month}.", "We will send the bill of order {order} from {month}."),
     ),
     Scenario(
-        "change_date", "date", "when will you bring order {order}?",
-        ("can you bring order {order} on {date}?", "I am only at home on {date}. It is about order {order}."),
-        ("I am only at home on {date}.", "Can you bring it on {date}?"),
-        ("Our delivery team will bring it on {date}.", "We will move order {order} to {date}."),
+        "change_day", "day", "when will you bring order {order}?",
+        ("can you bring order {order} on {day}?", "I am only at home on {day}. It is about order {order}."),
+        ("I am only at home on {day}.", "Can you bring it on {day}?"),
+        ("Our delivery team will bring it on {day}.", "We will move order {order} to {day}."),
     ),
     Scenario(
         "change_address", "street", "I have a question about order {order}.",
@@ -127,7 +129,8 @@ SENTENCES: dict[ActKind, tuple[str, ...]] = {
 }
 FACTS = {
     "product": ("I found order {order} with the {product}.", "Order {order} for the {product} is here."),
-    "date": ("I found order {order} and the date {date}.", "Order {order} and {date} are noted."),
+    "month": ("I found order {order} of {month}.", "Order {order} and the month {month} are noted."),
+    "day": ("I found order {order} for {day}.", "Order {order} and {day} are noted."),
     "street": ("I found order {order} for {street}.", "Order {order} and {street} are noted."),
 }
 

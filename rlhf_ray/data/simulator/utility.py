@@ -28,7 +28,7 @@ class Features:
     order: float
     """1 if the customer's order number is repeated."""
     detail: float
-    """1 if the scenario's other fact (product, date or street) is repeated."""
+    """1 if the scenario's other fact (product, month, day or street) is repeated."""
     wrong_values: float
     """Distinct values that the customer never gave, 0 to 3."""
     step: float

@@ -1,0 +1,141 @@
+"""The main job on the real engines, small: all stages, what they leave behind, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rlhf_ray.config import RunConfig, parse_config
+from rlhf_ray.driver.checkpoint import NotACheckpoint, load_state
+from rlhf_ray.driver.ledger import read_ledger
+from rlhf_ray.stages.run import run
+from rlhf_ray.telemetry.events import read_events
+from rlhf_ray.telemetry.metrics import read_metrics
+from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderTaken
+
+STEPS, BATCH = 4, 16
+LEARNER = {"workers": {"threads": 1, "cpus": 0.1}, "optimizer": {"learning_rate": 1e-3}}
+
+
+def config(folder: Path, **ppo: object) -> RunConfig:
+    """Five roles, two ranks for the policy; the same seeds and sizes in every test."""
+    return parse_config(
+        {
+            "name": "small",
+            "folder": str(folder),
+            "model": {"build": {"vocab_size": 400, "hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1}},
+            "data": {
+                "simulate": {"demonstrations": 150, "pairs": 60, "held_out_pairs": 20, "prompts": 40, "held_out_prompts": 8,
+                             "rankings": 2, "scores": 2, "edits": 2},
+                "max_prompt_tokens": 250,
+                "max_dialogue_tokens": 400,
+            },
+            "sft": {"batch_size": 32, "learner": LEARNER},
+            "reward_model": {"batch_size": 16, "learner": LEARNER},
+            "ppo": {
+                "steps": STEPS,
+                "batch_size": BATCH,
+                "minibatches": 2,
+                "checkpoint": {"every": 2, "keep": 2},
+                "rollout": {"workers": {"threads": 1, "cpus": 0.1}, "sampling": {"max_new_tokens": 16}},
+                "policy": LEARNER | {"workers": {"count": 2, "threads": 1, "cpus": 0.1}, "sharding": {"zero_stage": 2}},
+                "value": LEARNER,
+                "reference": {"workers": {"threads": 1, "cpus": 0.1}},
+                "reward": {
+                    "workers": {"threads": 1, "cpus": 0.1},
+                    "functions": [{"name": "utility", "function": "rlhf_ray.data.simulator:utility_reward", "weight": 0.1}],
+                },
+            }
+            | ppo,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tmp_path_factory) -> RunFolder:
+    return run(config(tmp_path_factory.mktemp("runs")))
+
+
+def test_every_stage_leaves_its_model(finished):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    for folder in (finished.sft, finished.policy):
+        assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == 400
+    reward_model = AutoModelForSequenceClassification.from_pretrained(finished.reward_model)
+    assert reward_model.config.num_labels == 1 and reward_model.config.reward_std > 0
+    assert not weights_equal(finished.sft, finished.policy)
+
+
+def test_metrics_of_every_step(finished):
+    records = read_metrics(finished.metrics)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    for record in records:
+        assert record["engine/logprob_difference_max"] < 1e-4
+        assert record["staleness/max"] == 0
+        assert 0 <= record["response/eos_rate"] <= 1
+    assert records[0]["kl/sequence"] == pytest.approx(0, abs=1e-4), "the first batch comes from the reference itself"
+    assert records[-1]["kl/sequence"] != 0
+
+
+def test_every_rollout_is_trained_once(finished):
+    entries = list(read_ledger(finished.path / "ledger.jsonl"))
+    trained = [rollout for entry in entries for rollout in entry.trained]
+    assert [entry.step for entry in entries] == list(range(1, STEPS + 1))
+    assert len(trained) == len(set(trained)) == STEPS * BATCH
+
+
+def test_evaluation_and_report(finished):
+    result = json.loads(finished.evaluation.read_text())
+    assert set(result["utility"]) == {"base", "sft", "ppo"} and None not in result["utility"].values()
+    assert 0 <= result["win_rate_interval"][0] <= result["win_rate_vs_sft"] <= result["win_rate_interval"][1] <= 1
+    assert 0.5 < result["reward_model_accuracy_ceiling"] <= 1 and 0 <= result["reward_model_accuracy"] <= 1
+    assert set(result["seconds"]) == {"sft", "reward_model", "start", "ppo", "evaluation"}
+    assert len(finished.evaluation_samples.read_text().splitlines()) == 8
+    assert "small" in finished.report.read_text()
+
+
+def test_a_second_run_of_the_name_is_refused(finished):
+    with pytest.raises(RunFolderTaken, match="--resume"):
+        run(config(finished.path.parent))
+
+
+def interrupted_copy(finished: RunFolder, folder: Path) -> RunFolder:
+    """The run as it was between step 2 and its next checkpoint: later metrics, no later checkpoint, no policy."""
+    copy = RunFolder(shutil.copytree(finished.path, folder / finished.name))
+    shutil.rmtree(copy.policy)
+    shutil.rmtree(copy.checkpoints / f"step_{STEPS}")
+    (copy.checkpoints / "tmp_step_4").mkdir()
+    return copy
+
+
+def test_resume_is_bit_exact(finished, tmp_path):
+    """From the checkpoint of step 2 to the same weights, the same rollouts and the same metrics as without interruption."""
+    copy = interrupted_copy(finished, tmp_path)
+    run(config(tmp_path), resume=True)
+    assert weights_equal(finished.policy, copy.policy)
+    assert list(read_ledger(copy.path / "ledger.jsonl")) == list(read_ledger(finished.path / "ledger.jsonl"))
+    ours, theirs = (read_metrics(folder.metrics) for folder in (copy, finished))
+    same = [key for key in theirs[0] if not key.startswith(("time", "throughput", "idle"))]
+    assert [{key: record[key] for key in same} for record in ours] == [{key: record[key] for key in same} for record in theirs]
+    assert any("goes on after step 2" in event.message for event in read_events(copy.events))
+
+
+def test_damaged_checkpoints_are_never_passed_over_in_silence(finished, tmp_path):
+    copy = interrupted_copy(finished, tmp_path)
+    damaged = next((copy.checkpoints / "step_2" / "policy").glob("*.safetensors"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(NotACheckpoint, match="SHA-256"):
+        load_state(copy.checkpoints / "step_2")
+    with pytest.raises(NotACheckpoint, match="none of the 1 checkpoints"):
+        run(config(tmp_path), resume=True)
+
+
+def weights_equal(first: Path, second: Path) -> bool:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (first, second))
+    return ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
