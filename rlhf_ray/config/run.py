@@ -96,7 +96,8 @@ class RunConfig(Section):
         """The PPO stage's actors by role."""
         ppo = self.ppo
         roles = {"policy": ppo.policy.workers, "rollout": ppo.rollout.workers, "reward": ppo.reward.workers}
-        roles["reference"] = ppo.reference.workers
+        if ppo.algorithm.kl.placement != "none":
+            roles["reference"] = ppo.reference.workers
         if ppo.algorithm.needs_value_model:
             roles["value"] = ppo.value.workers
         return roles
