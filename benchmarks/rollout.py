@@ -129,7 +129,7 @@ async def measure(model: str, config: RolloutConfig, arguments: argparse.Namespa
         if pool_tokens != direct_tokens:
             raise RuntimeError(f"the pool generated {pool_tokens} tokens and vLLM {direct_tokens} from the same seeds")
         pairs.append(Pair(pool_tokens / pool_s, direct_tokens / direct_s, pool_tokens))
-    pool.close()
+    await pool.close()
     return pairs[1:]
 
 

@@ -26,6 +26,7 @@ from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
 from rlhf_ray.models.heads import TokenLogprobs, TokenValues
 from rlhf_ray.models.loading import load_causal_lm, load_scalar_model
 from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
+from rlhf_ray.rollout.weights.native import NativeSender, TransferPlan
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,22 @@ class Learner:
 
     def weight_buckets(self, bucket_bytes: int) -> Iterator[WeightBucket]:
         """Stream the weights; rank 0 yields them, the others take part in the gathering and yield nothing."""
-        dtype = getattr(torch, self.spec.publish_dtype)
-        weights = ((name, tensor.to(dtype)) for name, tensor in self.model.named_weights(bucket_bytes))
+        weights = self._published(bucket_bytes)
         if self.rank == 0:
             yield from pack(weights, bucket_bytes)
         else:
             for _ in weights:
                 pass
+
+    def connect_weight_transfer(self, plan: TransferPlan) -> None:
+        """Join the rollout workers by vLLM's own transfer engines (GPUs only); on all ranks at the same time."""
+        dtype = getattr(torch, self.spec.publish_dtype)
+        metadata = [(name, dtype, shape) for name, shape in self.model.weight_shapes()]
+        self.sender = NativeSender(plan, self.rank, metadata, lambda: self._published(plan.bucket_bytes))
+
+    def send_weights(self, version: int) -> None:
+        """Send the weights to the workers joined by `connect_weight_transfer`; on all ranks at the same time."""
+        self.sender.send(version)
 
     def save_checkpoint(self, folder: str, steps: int) -> None:
         """Write this rank's share of weights and optimizer state (DeepSpeed's format)."""
@@ -118,6 +128,10 @@ class Learner:
     def pid(self) -> int:
         """Process id, for tests of faults."""
         return os.getpid()
+
+    def _published(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        dtype = getattr(torch, self.spec.publish_dtype)
+        return ((name, tensor.to(dtype)) for name, tensor in self.model.named_weights(bucket_bytes))
 
     def _load(self) -> torch.nn.Module:
         config = self.spec.config

@@ -106,6 +106,11 @@ class ShardedModel:
         diagnostics = self._over_ranks(functools.reduce(operator.add, parts) if parts else None)
         return StepResult(total.item(), float(norm), learning_rate, diagnostics)
 
+    def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and full shape of every parameter, in the order of `named_weights`."""
+        parameters = self.engine.module.model.named_parameters()
+        return [(name, tuple(getattr(p, "ds_shape", p.shape))) for name, p in parameters]
+
     def save_pretrained(self, folder: Path, tokenizer_from: str) -> None:
         """Write a Hugging Face folder from rank 0; all ranks take part in the gathering."""
         weights = self.named_weights(bucket_bytes=1 << 30)

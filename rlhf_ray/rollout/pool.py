@@ -30,6 +30,7 @@ ActorOptions = Callable[[int], Mapping[str, Any]]
 
 _START_TIMEOUT_S = 1800.0
 _HEALTH_TIMEOUT_S = 60.0
+_CLOSE_TIMEOUT_S = 10.0
 
 
 class RolloutPool:
@@ -128,8 +129,10 @@ class RolloutPool:
         answers = await call_all(workers, lambda worker: worker.health.remote(), _HEALTH_TIMEOUT_S)
         return {name: answer if isinstance(answer, Exception) else None for name, answer in answers.items()}
 
-    def close(self) -> None:
-        """End the workers' processes."""
+    async def close(self) -> None:
+        """End the workers: first their engines, so that shared memory is given back, then their processes."""
+        living = {member.name: member.actor for member in self._roster.living}
+        await call_all(living, lambda worker: worker.close.remote(), _CLOSE_TIMEOUT_S)
         for member in self._roster.members:
             ray.kill(member.actor)
 

@@ -120,6 +120,10 @@ class RolloutWorker:
         """Policy version of the weights; None in the middle of an update."""
         return self._engine.version
 
+    async def close(self) -> None:
+        """Stop the engine and its processes; what still runs is not answered."""
+        await asyncio.to_thread(self._engine.close)
+
 
 async def _drain(finished: asyncio.Queue[list[Sample] | Exception]) -> Sequence[Sample]:
     """All that has finished by now, at least one; raises what was put there to be raised."""

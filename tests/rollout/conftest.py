@@ -172,7 +172,7 @@ def start(ray_session: None, policy_folder: Path) -> Callable[[int], RunningPool
 def one_worker(ray_session: None, policy_folder: Path) -> Iterator[RunningPool]:
     running = start_pool(policy_folder)
     yield running
-    running.pool.close()
+    asyncio.run(running.pool.close())
 
 
 @pytest.fixture(scope="session")

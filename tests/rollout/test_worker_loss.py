@@ -27,7 +27,7 @@ _LONG = SamplingConfig(max_new_tokens=100)
 def two_workers(start: Callable[[int], RunningPool]) -> Iterator[RunningPool]:
     running = start(2)
     yield running
-    running.pool.close()
+    asyncio.run(running.pool.close())
 
 
 def test_a_killed_workers_requests_are_answered_by_the_other(
