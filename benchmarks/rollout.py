@@ -1,8 +1,8 @@
 """Tokens per second through the rollout pool with one worker, against the same vLLM called directly.
 
-Both sides are Ray actors with the same environment, engine arguments, prompts, seeds and threads; they take turns, and each
-pair of turns gives one ratio. Usage: `python benchmarks/rollout.py [--model small|medium] [--workload ragged|fixed] …`.
-Prints a table and one line of JSON.
+Both sides are Ray actors with the same environment, engine arguments, prompts, seeds and threads; they take turns, and
+each pair of turns gives one ratio. Usage: `python benchmarks/rollout.py [--model small|medium] [--workload
+ragged|fixed] …`. Prints a table and one line of JSON.
 """
 
 from __future__ import annotations

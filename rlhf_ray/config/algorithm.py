@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
 
@@ -27,6 +27,8 @@ class KLConfig(Section):
     def _target_needs_kl(self) -> KLConfig:
         if self.target is not None and self.placement == "none":
             raise ValueError("kl.target is set but kl.placement is none; choose reward or loss, or drop the target")
+        if self.target is not None and self.coefficient == 0:
+            raise ValueError("kl.target is set but kl.coefficient is 0, which adapting would never change; start above 0")
         return self
 
 
@@ -67,6 +69,13 @@ class AlgorithmConfig(Section):
     @property
     def needs_value_model(self) -> bool:
         return self.advantage == "gae"
+
+    @field_validator("correction_bounds")
+    @classmethod
+    def _bounds_in_order(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= bounds[0] <= 1 <= bounds[1]:
+            raise ValueError("correction_bounds must enclose 1, the ratio where engine and learner agree")
+        return bounds
 
     @model_validator(mode="after")
     def _groups_have_no_token_rewards(self) -> AlgorithmConfig:

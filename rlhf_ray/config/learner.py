@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.resources import Workers
@@ -27,6 +27,13 @@ class OptimizerConfig(Section):
     """After warm-up: constant, linear to 0, or cosine to 0, over the stage's steps."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Global gradient norm above which gradients are scaled down (algorithms 1.23)."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_averages(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("betas must both be at least 0 and below 1")
+        return betas
 
 
 class ShardingConfig(Section):

@@ -84,7 +84,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         node = node[section]
         if not isinstance(node, dict):
             raise ConfigError(f"{override!r}: {section} is {node!r}, not a section")
-    node[last] = yaml.load(text, _Loader)
+    try:
+        node[last] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
 
 
 def _explain(error: Any) -> str:
@@ -99,7 +102,9 @@ def _explain(error: Any) -> str:
         return f"{key}: required and not set"
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    # Values of the environment may be secrets, in messages as in dumps.
+    hidden = isinstance(value, dict | BaseModel) or "env" in location
+    shown = "" if hidden else f" (got {value!r})"
     return f"{key}: {message}{shown}"
 
 

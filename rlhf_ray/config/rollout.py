@@ -64,9 +64,10 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _gpus_match_tensor_parallel(self) -> RolloutConfig:
-        if self.tensor_parallel > 1 and self.workers.gpus not in (0, self.tensor_parallel):
+        gpus = self.workers.gpus
+        if (self.tensor_parallel > 1 or gpus > 1) and gpus not in (0, self.tensor_parallel):
             raise ValueError(
-                f"tensor_parallel is {self.tensor_parallel} and workers.gpus is {self.workers.gpus}; "
-                "a worker that splits its model needs as many whole GPUs: set workers.gpus to the same number"
+                f"tensor_parallel is {self.tensor_parallel} and workers.gpus is {gpus:g}; "
+                "a worker splits its model over all of its GPUs: set workers.gpus to the same number"
             )
         return self

@@ -51,13 +51,14 @@ async def save(folder: Path, state: RunState, write_roles: Callable[[Path], Awai
     (temporary / STATE).write_text(json.dumps(asdict(state)))
     manifest = {str(p.relative_to(temporary)): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in temporary.rglob("*"):
+    for path in (temporary, *temporary.rglob("*")):
         _fsync(path)
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
     _fsync(folder)
-    for old in _steps(folder)[:-keep]:
+    # A newer folder that a resumed run passed over as damaged must not count among those that are kept.
+    for old in [step for step in _steps(folder) if step <= state.step][:-keep]:
         shutil.rmtree(folder / f"step_{old}")
     return final
 
@@ -80,7 +81,10 @@ def load_state(checkpoint: Path) -> RunState:
             if _sha256(path) != digest:
                 raise NotACheckpoint(f"checkpoint {checkpoint} is damaged: {name} does not match its SHA-256")
         return RunState(**json.loads((checkpoint / STATE).read_text()))
-    except (json.JSONDecodeError, TypeError, FileNotFoundError) as error:
+    except NotACheckpoint:
+        raise
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        # A manifest with flipped bits is no UTF-8, no JSON, or JSON of another shape.
         raise NotACheckpoint(f"checkpoint {checkpoint} is damaged: {error}") from error
 
 

@@ -7,10 +7,12 @@ steps that its checkpoint does not know.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlhf_ray.telemetry.jsonl import read_jsonl
 from rlhf_ray.telemetry.run_folder import atomic_write
 
 
@@ -44,17 +46,16 @@ class Ledger:
         self._dropped.clear()
         with self.path.open("a") as file:
             file.write(_line(entry))
+            file.flush()
+            # A checkpoint must never know a step that the ledger lost.
+            os.fsync(file.fileno())
 
 
 def read_ledger(path: Path) -> Iterator[LedgerEntry]:
     """Entries in order; a last line torn by a crash is left out."""
-    if not path.is_file():
-        return
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            fields = json.loads(line)
-            yield LedgerEntry(fields["step"], tuple(fields["trained"]), tuple((p, r) for p, r in fields["dropped"]))
+    for fields in read_jsonl(path):
+        yield LedgerEntry(fields["step"], tuple(fields["trained"]), tuple((p, r) for p, r in fields["dropped"]))
 
 
 def _line(entry: LedgerEntry) -> str:
-    return json.dumps(asdict(entry), ensure_ascii=False) + "\n"
+    return json.dumps(asdict(entry)) + "\n"

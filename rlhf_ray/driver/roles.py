@@ -72,9 +72,10 @@ class Roles:
         """float32 [T] for each rollout, or None where no reference runs."""
         return [None] * len(rollouts) if self.reference is None else await self.reference(rollouts)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop every actor."""
-        for role in (self.pool, self.reward, self.reference, self.policy, self.value):
+        await self.pool.close()
+        for role in (self.reward, self.reference, self.policy, self.value):
             if role is not None:
                 role.close()
 

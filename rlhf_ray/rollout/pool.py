@@ -98,7 +98,7 @@ class RolloutPool:
         """
         requests = list(requests)
         for request in requests:
-            check_prompt(SampleRequest.of(request), self._context)
+            check_prompt(SampleRequest.of(request), self._context, self._roster.vocabulary)
         async with aclosing(self._dispatcher.run(Call(requests, sampling or self._config.sampling))) as rollouts:
             async for rollout in rollouts:
                 yield rollout

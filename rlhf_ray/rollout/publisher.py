@@ -98,8 +98,7 @@ class Publisher:
     async def _probe(
         self, version: PolicyVersion, learner: PublishingLearner, workers: Mapping[str, ActorHandle]
     ) -> dict[str, Exception | str | None]:
-        vocabulary = self._roster.members[0].info.vocabulary
-        tokens = probe_sequence(self._config.weights.probe_tokens, vocabulary, version)
+        tokens = probe_sequence(self._config.weights.probe_tokens, self._roster.vocabulary, version)
         expected = await learner.probe_logprobs(tokens)
         answers = await self._call(workers, lambda worker: worker.probe.remote(tokens))
         return {

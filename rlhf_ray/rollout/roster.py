@@ -24,6 +24,11 @@ class Roster:
         """Whoever may be published to."""
         return [member for member in self.members if member.state in (State.READY, State.STALE)]
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model knows; all members have the same model."""
+        return self.members[0].info.vocabulary
+
     def __str__(self) -> str:
         return "; ".join(str(member) for member in self.members)
 

@@ -69,11 +69,11 @@ class WorkerInfo:
     """Policy version of its weights; None in the middle of an update."""
 
 
-def check_prompt(request: SampleRequest, context: int) -> None:
-    """Refuse a prompt that leaves no room for a token.
+def check_prompt(request: SampleRequest, context: int, vocabulary: int) -> None:
+    """Refuse a prompt that leaves no room for a token, or that would make the engine fail.
 
     Raises:
-        PromptRefused: naming the request, its length and the context.
+        PromptRefused: naming the request, what is wrong with it and what is allowed.
     """
     length = len(request.token_ids)
     if length == 0:
@@ -82,4 +82,10 @@ def check_prompt(request: SampleRequest, context: int) -> None:
         raise PromptRefused(
             f"prompt of {request.id!r} has {length} tokens; the context is {context} for prompt and response together, "
             f"so at most {context - 1} are allowed. Shorten or drop it, or raise rollout.max_sequence_tokens"
+        )
+    lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
+    if lowest < 0 or highest >= vocabulary:
+        raise PromptRefused(
+            f"prompt of {request.id!r} has token ids from {lowest} to {highest}; the model knows 0 to {vocabulary - 1}. "
+            "Was it tokenized by another tokenizer?"
         )

@@ -37,6 +37,9 @@ def engine_arguments(model: str, config: RolloutConfig, context: int) -> EngineA
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gb * _GIB)
         # On a CPU a seed gives the same bits in any company; a cached prefix would change how a prompt is computed.
         arguments["enable_prefix_caching"] = False
+        # A prompt that is split over steps makes vLLM rewind the request's random generator, which a CPU generator cannot.
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(context, 8192)
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     if config.weights.kind != "object_store":

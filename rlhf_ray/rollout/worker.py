@@ -82,7 +82,7 @@ class RolloutWorker:
 
     async def init_native_transfer(self, init_info: dict[str, Any]) -> None:
         """Join the learner by vLLM's own transfer engine (`rollout.weights.kind` nccl or ipc)."""
-        await asyncio.wrap_future(self._engine.worker_call("init_weight_transfer_engine", init_info))
+        await asyncio.wrap_future(self._engine.init_native_transfer(init_info))
 
     async def start_native_update(self) -> None:
         """Begin an update by vLLM's own transfer engine."""

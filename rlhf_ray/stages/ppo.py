@@ -28,9 +28,15 @@ def find_checkpoint(folder: RunFolder, events: EventLog) -> tuple[Path, RunState
 
 
 async def run_ppo(
-    config: RunConfig, folder: RunFolder, roles: Roles, model: str, data: Split, events: EventLog
+    config: RunConfig,
+    folder: RunFolder,
+    roles: Roles,
+    model: str,
+    data: Split,
+    events: EventLog,
+    found: tuple[Path, RunState] | None,
 ) -> None:
-    """Train the policy and leave it in the run's `policy` folder."""
+    """Train the policy, from the checkpoint `found` where there is one, and leave it in the run's `policy` folder."""
     tokenizer = load_tokenizer(model)
     prompts = fitting(
         encode_prompts(tokenizer, data.train, config.data.max_prompt_tokens), "prompts", "data.max_prompt_tokens"

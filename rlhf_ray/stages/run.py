@@ -114,7 +114,7 @@ async def _reinforcement_stages(current: Run) -> None:
             if "evaluation" in config.stages:
                 await _evaluate(current, roles)
         finally:
-            roles.close()
+            await roles.close()
 
 
 def _ppo_is_due(current: Run) -> bool:

@@ -11,8 +11,8 @@ from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import PANEL, Annotator, draw_panel, features, pair_accuracy_ceiling, population_preference
 
 CUSTOMER = {"scenario": "refund", "slots": {"order": "482", "product": "lamp"}}
-GOOD = "Thank you for your message. Order 482 for the lamp is here. We will return the money for the lamp."
-BAD = "Order 483 for the lamp is here. There is nothing we can do."
+GOOD = "Thank you for your message. I found order 482 with the lamp. Our billing team will pay back the lamp this week."
+BAD = "I found order 483 with the lamp. There is nothing we can do."
 FAIR = Annotator("fair", "clerk", "ordinary", temperature=1.0, flattery_bias=0.0, length_bias=0.0, lapse=0.0)
 
 

@@ -90,6 +90,12 @@ def test_a_prompt_that_does_not_fit_is_refused_by_name_and_nothing_is_generated(
     assert one_worker.pool.members[0].load == 0
 
 
+def test_token_ids_of_another_tokenizer_are_refused(one_worker: RunningPool) -> None:
+    bad = RolloutRequest(Prompt("p", np.array([5, 64], dtype=np.int32), ()), 0, 1)
+    with pytest.raises(PromptRefused, match="token ids from 5 to 64; the model knows 0 to 63"):
+        one_worker.generate([bad])
+
+
 def test_the_worker_itself_refuses_a_prompt_that_does_not_fit(one_worker: RunningPool) -> None:
     with pytest.raises(PromptRefused, match="'probe' has 128 tokens"):
         ray.get(one_worker.pool.members[0].actor.probe.remote(np.zeros(CONTEXT, dtype=np.int32)))

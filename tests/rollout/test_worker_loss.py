@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import ray
+import torch
 
 from rlhf_ray.config.rollout import SamplingConfig
-from rlhf_ray.rollout.errors import NoWorkerLeft
+from rlhf_ray.rollout.errors import EngineFailed, NoWorkerLeft
 from rlhf_ray.rollout.membership import State
+from rlhf_ray.rollout.worker import RolloutWorker
 from rlhf_ray.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     from conftest import LearnerRanks, RunningPool
+
+# Ray's workers cannot import a test module: its functions travel with their code.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 Requests = Callable[..., list[RolloutRequest]]
 _LONG = SamplingConfig(max_new_tokens=100)
@@ -61,9 +68,21 @@ def test_a_killed_workers_requests_are_answered_by_the_other(
     assert two_workers.publish(1, learner) == ["rollout-0"]
 
 
-def test_with_nobody_left_the_error_names_the_cause(two_workers: RunningPool, requests_for: Requests) -> None:
-    for member in two_workers.pool.members:
-        if member.state is State.READY:
-            os.kill(member.info.pid, signal.SIGKILL)
-    with pytest.raises(NoWorkerLeft, match=r"rollout-0 is dead \(Actor\w+Error.*rollout-1 is dead \(Actor\w+Error"):
+def test_an_engine_that_fails_in_a_living_process_is_a_dead_worker(
+    two_workers: RunningPool, requests_for: Requests
+) -> None:
+    """With nobody left, the error names what became of each."""
+    [survivor] = [member for member in two_workers.pool.members if member.state is State.READY]
+    ray.get(survivor.actor.__ray_call__.remote(_spoil_a_layer))
+    assert ray.get(survivor.actor.version.remote()) == 1  # the process answers
+    [wrong] = asyncio.run(two_workers.pool.health()).values()
+    assert isinstance(wrong, EngineFailed)
+    with pytest.raises(NoWorkerLeft, match=r"rollout-0 is dead \(EngineFailed: .*rollout-1 is dead \(Actor\w+Error"):
         two_workers.generate(requests_for(8))
+
+
+def _spoil_a_layer(worker: RolloutWorker) -> None:
+    """Make the next forward pass raise, for real."""
+    stepper = worker._engine._stepper
+    model = stepper.llm.model_executor.driver_worker.worker.model_runner.get_model()
+    model.model.norm.weight = torch.nn.Parameter(torch.zeros(3))

@@ -18,7 +18,7 @@ from rlhf_ray.data.simulator.grammar import FACTS, SCENARIOS, SENTENCES, ActKind
 class Skill:
     """How somebody writes: probabilities of each merit and fault in one answer."""
 
-    states_facts: float = 0.65
+    states_facts: float = 0.7
     wrong_order: float = 0.15
     wrong_detail: float = 0.15
     states_step: float = 0.8
@@ -96,7 +96,7 @@ def vary(rng: Random, plan: Plan, dialogue: Dialogue, skill: Skill) -> Plan:
 
     What the answer is about, its facts and its next step, is drawn again more often than its manners.
     """
-    acts = set(rng.choices([*vars(plan), *["facts", "step"] * 4], k=rng.randint(1, 2)))
+    acts = set(rng.choices([*vars(plan), *["facts", "step"] * 3], k=rng.randint(1, 2)))
     return replace(plan, **{act: draw_sentence(rng, dialogue, skill, act) for act in sorted(acts)})
 
 

@@ -46,7 +46,7 @@ def draw_value(rng: Random, slot: str) -> str:
     match slot:
         case "order":
             # Two digits: one token each once the tokenizer has seen them, so a tiny model can learn to copy them.
-            return str(rng.randint(10, 59))
+            return str(rng.randint(10, 39))
         case "product":
             return rng.choice(PRODUCTS)
         case "month":

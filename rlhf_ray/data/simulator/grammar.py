@@ -13,21 +13,8 @@ from typing import Literal
 
 ActKind = Literal["thanks", "apology", "facts", "step", "closing", "flattery", "filler", "rude", "evasion"]
 
-PRODUCTS = (
-    "lamp",
-    "chair",
-    "table",
-    "phone",
-    "camera",
-    "clock",
-    "kettle",
-    "mirror",
-    "printer",
-    "radio",
-    "heater",
-    "bicycle",
-)
-MONTHS = ("January", "March", "April", "May", "June", "August", "October", "December")
+PRODUCTS = ("lamp", "chair", "phone", "camera", "clock", "kettle", "printer", "bicycle")
+MONTHS = ("January", "March", "April", "June", "August", "October")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 STREETS = ("Hill Road", "Park Street", "Lake Road", "Mill Street", "River Road", "Church Street")
 
@@ -64,7 +51,7 @@ SCENARIOS = (
         "delayed_order", "product", "my order {order} has not come.",
         ("where is order {order}? The {product} is late.", "order {order} with the {product} has not come."),
         ("I am still waiting for the {product}.", "The {product} is late."),
-        ("Our delivery team will look for the {product} today.", "We will trace order {order} with the {product}."),
+        ("Our delivery team will look for the {product} today.",),
     ),
     Scenario(
         "refund", "product", "I paid for order {order}.",
@@ -73,13 +60,13 @@ SCENARIOS = (
             "please pay me back for the {product}, order {order}.",
         ),
         ("I sent back the {product} and want my money back.", "Please pay me back for the {product}."),
-        ("Our billing team will pay back the {product} this week.", "We will return the money for order {order}."),
+        ("Our billing team will pay back the {product} this week.",),
     ),
     Scenario(
         "broken_item", "product", "order {order} came today.",
         ("the {product} of order {order} is broken.", "order {order} came today, but the {product} does not work."),
         ("The {product} is broken.", "But the {product} does not work."),
-        ("Our repair team will send you a new {product}.", "We will replace the {product} of order {order}."),
+        ("Our repair team will send you a new {product}.",),
     ),
     Scenario(
         "cancel_order", "product", "I made order {order} last night.",
@@ -88,25 +75,25 @@ SCENARIOS = (
             "I changed my mind about the {product}, order {order}.",
         ),
         ("I do not need the {product} any more.", "I changed my mind about the {product}."),
-        ("Our sales team will cancel the {product} now.", "We will stop order {order} with the {product}."),
+        ("Our sales team will cancel the {product} now.",),
     ),
     Scenario(
         "invoice_copy", "month", "I need papers for order {order}.",
         ("I need the invoice of order {order} from {month}.", "I lost the invoice of {month}, order {order}."),
         ("I need the invoice from {month}.", "I lost the invoice of {month}."),
-        ("Our billing team will mail the invoice of {month}.", "We will send the bill of order {order} from {month}."),
+        ("Our billing team will mail the invoice of {month}.",),
     ),
     Scenario(
         "change_day", "day", "when will you bring order {order}?",
         ("can you bring order {order} on {day}?", "I am only at home on {day}. It is about order {order}."),
         ("I am only at home on {day}.", "Can you bring it on {day}?"),
-        ("Our delivery team will bring it on {day}.", "We will move order {order} to {day}."),
+        ("Our delivery team will bring it on {day}.",),
     ),
     Scenario(
         "change_address", "street", "I have a question about order {order}.",
         ("please send order {order} to {street}.", "I moved to {street}. Where does order {order} go?"),
         ("I moved to {street}.", "Please send it to {street}."),
-        ("Our delivery team will bring it to {street}.", "We will send order {order} to {street}."),
+        ("Our delivery team will bring it to {street}.",),
     ),
 )  # fmt: skip
 SCENARIO_OF = {scenario.name: scenario for scenario in SCENARIOS}
@@ -128,10 +115,10 @@ SENTENCES: dict[ActKind, tuple[str, ...]] = {
     "evasion": ("Please call us another day.", "There is nothing we can do."),
 }
 FACTS = {
-    "product": ("I found order {order} with the {product}.", "Order {order} for the {product} is here."),
-    "month": ("I found order {order} of {month}.", "Order {order} and the month {month} are noted."),
-    "day": ("I found order {order} for {day}.", "Order {order} and {day} are noted."),
-    "street": ("I found order {order} for {street}.", "Order {order} and {street} are noted."),
+    "product": ("I found order {order} with the {product}.",),
+    "month": ("I found order {order} of {month}.",),
+    "day": ("I found order {order} for {day}.",),
+    "street": ("I found order {order} for {street}.",),
 }
 
 

@@ -63,15 +63,15 @@ WEIGHTS = {
     "wrong_values": -1.0,
     "step": 2.5,
     "wrong_steps": -1.5,
-    "politeness": 3.0,
-    "rudeness": -1.5,
+    "politeness": 3.6,
+    "rudeness": -2.0,
     "flattery": -0.5,
     "excess_words": -0.05,
     "unclear": -1.5,
     "repeated": -1.0,
 }
-"""Utility per unit of each feature. A perfect answer is worth 9.5, and since features are capped no text less than
--24.5."""
+"""Utility per unit of each feature. A perfect answer is worth 10.1, and since features are capped no text less than
+-25.5."""
 
 
 def split_sentences(text: str) -> list[str]:

@@ -1,0 +1,134 @@
+"""Admission and assembly as state machines, driven at random and checked against bookkeeping that keeps everything."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from rlhf_ray.driver.admission import Admission, GroupAssembler, TooManyDrops
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Groups that are admitted, end or are dropped, and are trained, in any order."""
+
+    @initialize(groups=st.integers(1, 5), staleness=st.integers(0, 3), version=st.integers(0, 4))
+    def start(self, groups: int, staleness: int, version: int) -> None:
+        """As a new run, or as one that goes on after `version` steps."""
+        self.admission = Admission(
+            groups, staleness, version, next_group=version * groups, accepted=version * groups
+        )
+        self.first = version * groups
+        self.admitted: list[int] = []
+        self.running = 0
+        self.ready = 0
+        self.trained = version * groups
+        self.dropped = 0
+
+    @rule()
+    def admit(self) -> None:
+        indices = self.admission.admit()
+        self.admitted += indices
+        self.running += len(indices)
+        assert not self.admission.admit(), "nothing more is admitted until something changes"
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def accept(self) -> None:
+        self.admission.accept()
+        self.running -= 1
+        self.ready += 1
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def drop(self) -> None:
+        self.dropped += 1
+        self.running -= 1
+        if self.dropped > self.admission.groups_per_batch:
+            with pytest.raises(TooManyDrops, match=f"{self.dropped} groups were dropped"):
+                self.admission.drop()
+        else:
+            self.admission.drop()
+
+    @precondition(lambda self: self.ready >= self.admission.groups_per_batch)
+    @rule()
+    def train(self) -> None:
+        """The oldest that are ready; what is trained is at most `staleness` versions old."""
+        groups = self.admission.groups_per_batch
+        self.ready -= groups
+        self.trained += groups
+        self.admission.publish(self.admission.version + 1)
+        self.dropped = 0
+
+    @invariant()
+    def never_further_ahead_than_staleness_allows(self) -> None:
+        admission = self.admission
+        limit = (admission.staleness + admission.version + 1) * admission.groups_per_batch
+        assert self.trained + self.ready + self.running <= limit
+        assert (admission.accepted, admission.running) == (self.trained + self.ready, self.running)
+
+    @invariant()
+    def groups_are_admitted_once_and_in_order(self) -> None:
+        assert self.admitted == list(range(self.first, self.first + len(self.admitted)))
+        assert self.admission.next_group == self.first + len(self.admitted)
+
+    @invariant()
+    def a_batch_can_always_be_filled(self) -> None:
+        """After the next admission there are enough groups for a batch: neither drops nor publications starve training."""
+        admission = self.admission
+        limit = (admission.staleness + admission.version + 1) * admission.groups_per_batch
+        assert limit - self.trained >= admission.groups_per_batch
+
+
+TestAdmission = AdmissionMachine.TestCase
+
+
+def test_a_dropped_group_makes_room_for_another():
+    admission = Admission(groups_per_batch=3)
+    assert list(admission.admit()) == [0, 1, 2]
+    admission.drop()
+    assert list(admission.admit()) == [3]
+
+
+def test_drops_are_counted_for_each_batch_anew():
+    admission = Admission(groups_per_batch=2)
+    for version in (1, 2):
+        admission.admit()
+        for _ in range(2):
+            admission.drop()
+            admission.admit()
+        for _ in range(2):
+            admission.accept()
+        admission.publish(version)
+    admission.admit()
+    admission.drop()
+    admission.drop()
+    admission.admit()
+    with pytest.raises(TooManyDrops, match="3 groups were dropped while collecting one batch of 2"):
+        admission.drop()
+
+
+Arrival = tuple[int, int, bool]
+"""(group, sample, whether it failed)."""
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_every_group_ends_once_whatever_the_order(groups, size, data):
+    arrivals = [(group, sample) for group in range(groups) for sample in range(size)]
+    failed = data.draw(st.sets(st.sampled_from(arrivals)))
+    assembler, ends = GroupAssembler(size), []
+    for group, sample in data.draw(st.permutations(arrivals)):
+        if (group, sample) in failed:
+            if assembler.drop(f"p{group}"):
+                ends.append((group, None))
+        elif (complete := assembler.add(f"p{group}", sample, (group, sample))) is not None:
+            ends.append((group, complete))
+    assert sorted(group for group, _ in ends) == list(range(groups))
+    for group, complete in ends:
+        if any((group, sample) in failed for sample in range(size)):
+            assert complete is None
+        else:
+            assert complete == [(group, sample) for sample in range(size)], "in the order of samples, not of arrival"
+    # Nothing is left behind: the same ids may come again.
+    assert [assembler.add("p0", sample, sample) for sample in range(size)][-1] == list(range(size))

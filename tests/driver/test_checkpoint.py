@@ -1,0 +1,199 @@
+"""Checkpoints: whole or not at all, and every damage is found before anything is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.algorithms.kl_control import AdaptiveKL, FixedKL
+from rlhf_ray.config.algorithm import KLConfig
+from rlhf_ray.driver import checkpoint
+from rlhf_ray.driver.checkpoint import NotACheckpoint, RunState, load_state, newest
+from rlhf_ray.driver.state import TrainingState
+
+FILES = {"policy/model.safetensors": b"weights", "policy_learner/state/rank_0.pt": bytes(range(256)), "empty": b""}
+
+
+def state(step: int) -> RunState:
+    return RunState(step, 4 * step, {"kind": "fixed", "beta": 0.1}, "f" * 64)
+
+
+async def write_roles(folder: Path) -> None:
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def save(folder: Path, step: int, keep: int = 2, write=write_roles) -> Path:
+    return asyncio.run(checkpoint.save(folder, state(step), write, keep))
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(NotACheckpoint) as caught:
+        load_state(path)
+    return str(caught.value)
+
+
+def no_damage(reason: str) -> None:
+    raise AssertionError(reason)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = save(tmp_path, 3)
+    assert path == tmp_path / "step_3" and load_state(path) == state(3)
+    assert all((path / name).read_bytes() == content for name, content in FILES.items())
+    assert newest(tmp_path, no_damage) == (path, state(3))
+
+
+EVERY_FILE = [*FILES, checkpoint.STATE]
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY_FILE if FILES.get(name) != b""])
+def test_a_flipped_bit_is_found(tmp_path, name):
+    path = save(tmp_path, 1)
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+    assert f"{name} does not match its SHA-256" in refused(path)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY_FILE if FILES.get(name) != b""])
+def test_a_truncated_file_is_found(tmp_path, name):
+    path = save(tmp_path, 1)
+    (path / name).write_bytes((path / name).read_bytes()[:-1])
+    assert f"{name} does not match its SHA-256" in refused(path)
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_a_missing_file_is_found(tmp_path, name):
+    path = save(tmp_path, 1)
+    (path / name).unlink()
+    assert f"{name} is missing" in refused(path)
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
+    path = save(tmp_path, 1)
+    (path / checkpoint.MANIFEST).unlink()
+    assert "is not a checkpoint: it has no manifest.json" in refused(path)
+    assert "is not a checkpoint" in refused(tmp_path / "nowhere")
+
+
+def test_no_damage_of_the_manifest_itself_escapes(tmp_path):
+    """Every single flipped bit: the checkpoint is refused, or what is loaded is what was saved; nothing else is raised."""
+    path = save(tmp_path, 1)
+    manifest = path / checkpoint.MANIFEST
+    whole = manifest.read_bytes()
+    refusals = 0
+    for position in range(len(whole)):
+        for bit in (0, 3, 7):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            manifest.write_bytes(damaged)
+            try:
+                assert load_state(path) == state(1)
+            except NotACheckpoint:
+                refusals += 1
+    assert refusals > 2 * len(whole), "most bits matter"
+    for text in ("", "[]", "{}", "null", '{"state.json": 3}'):
+        manifest.write_text(text)
+        refused(path)
+
+
+def test_a_state_of_another_version_is_refused(tmp_path):
+    async def write_other_state(folder: Path) -> None:
+        await write_roles(folder)
+
+    path = save(tmp_path, 1, write=write_other_state)
+    fields = json.loads((path / checkpoint.STATE).read_text()) | {"new_field": 1}
+    (path / checkpoint.STATE).write_text(json.dumps(fields))
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    manifest[checkpoint.STATE] = checkpoint.fingerprint(json.dumps(fields))
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert "new_field" in refused(path)
+
+
+def test_a_damaged_one_is_passed_over_and_told(tmp_path):
+    for step in (1, 2, 10):
+        save(tmp_path, step, keep=3)
+    (tmp_path / "step_10" / "policy" / "model.safetensors").write_bytes(b"other")
+    told: list[str] = []
+    assert newest(tmp_path, told.append) == (tmp_path / "step_2", state(2))
+    assert len(told) == 1 and "step_10" in told[0]
+
+
+def test_if_all_are_damaged_nothing_starts_afresh_in_silence(tmp_path):
+    for step in (1, 2):
+        (save(tmp_path, step) / "empty").unlink()
+    with pytest.raises(NotACheckpoint, match="none of the 2 checkpoints in .* is whole; restore one"):
+        newest(tmp_path, lambda reason: None)
+
+
+def test_no_checkpoints_at_all(tmp_path):
+    assert newest(tmp_path, no_damage) is None
+    assert newest(tmp_path / "not there", no_damage) is None
+
+
+def test_a_crash_while_saving_leaves_the_older_one(tmp_path):
+    async def crash(folder: Path) -> None:
+        await write_roles(folder)
+        raise OSError("disk full")
+
+    save(tmp_path, 1)
+    with pytest.raises(OSError, match="disk full"):
+        save(tmp_path, 2, write=crash)
+    assert (tmp_path / "tmp_step_2" / "empty").is_file(), "left as the crash left it"
+    assert newest(tmp_path, no_damage) == (tmp_path / "step_1", state(1))
+    save(tmp_path, 2)
+    assert newest(tmp_path, no_damage) == (tmp_path / "step_2", state(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_1", "step_2"]
+
+
+def test_what_a_crash_left_of_the_temporary_folder_never_gets_into_the_next_one(tmp_path):
+    (tmp_path / "tmp_step_2").mkdir()
+    (tmp_path / "tmp_step_2" / "leftover").write_text("x")
+    assert not (save(tmp_path, 2) / "leftover").exists()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (5, 10, 15, 100):
+        save(tmp_path, step, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_100", "step_15"]
+
+
+def test_a_damaged_newer_one_does_not_push_out_the_good_ones(tmp_path):
+    """A run that fell back from step 20 to 10 and saves 12 must not delete 10 or 12 in favour of the damaged 20."""
+    save(tmp_path, 10)
+    (save(tmp_path, 20) / "empty").unlink()
+    save(tmp_path, 12)
+    (tmp_path / "step_12" / "empty").unlink()
+    assert newest(tmp_path, lambda reason: None) == (tmp_path / "step_10", state(10))
+    save(tmp_path, 14, keep=1)
+    assert newest(tmp_path, lambda reason: None) == (tmp_path / "step_14", state(14))
+
+
+def test_the_same_step_again_replaces(tmp_path):
+    save(tmp_path, 1)
+    shutil.rmtree(tmp_path / "step_1" / "policy")
+    assert load_state(save(tmp_path, 1)) == state(1)
+
+
+@pytest.mark.parametrize("kl", [KLConfig(coefficient=0.2), KLConfig(coefficient=0.2, target=4.0, horizon=100)])
+def test_training_state_survives(kl):
+    begun = TrainingState.initial(kl)
+    advanced = begun.advance(9.0, 50, next_group=17).advance(None, 50, next_group=30)
+    assert TrainingState.restored(RunState(**json.loads(json.dumps(vars(advanced.saved("f" * 64)))))) == advanced
+    assert advanced.step == 2 and advanced.next_group == 30
+    if kl.target is None:
+        assert advanced.kl == FixedKL(0.2)
+    else:
+        assert isinstance(advanced.kl, AdaptiveKL) and advanced.kl.beta == pytest.approx(0.2 * (1 + 0.2 * 0.5))
+
+
+def test_a_resumed_run_admits_what_the_interrupted_one_would_have(tmp_path):
+    """Two steps of three groups, one of which was dropped: the next batch begins at group 7."""
+    resumed = TrainingState.initial(KLConfig()).advance(None, 3, 4).advance(None, 3, 7).admission(3, staleness=0)
+    assert list(resumed.admit()) == [7, 8, 9] and not resumed.admit()

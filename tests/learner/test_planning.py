@@ -1,0 +1,85 @@
+"""Plans of micro-batches: nothing lost, nothing twice, within budget, balanced; for any lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.learner.planning import plan_micro_batches
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+RANKS = st.integers(1, 5)
+BUDGET = st.integers(1, 1000)
+GROUP = st.integers(1, 3)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int]:
+    group = draw(GROUP)
+    lengths = np.asarray(draw(LENGTHS))
+    return np.repeat(lengths, group) + np.arange(len(lengths) * group) % group, draw(RANKS), draw(BUDGET), group
+
+
+@given(problems())
+def test_every_sequence_once_and_groups_together(problem):
+    lengths, ranks, budget, group = problem
+    plan = plan_micro_batches(lengths, ranks, budget, group).micro_batches
+    everything = np.concatenate([micro for rank in plan for micro in rank])
+    assert sorted(everything.tolist()) == list(range(len(lengths)))
+    for rank in plan:
+        for micro in rank:
+            rows = micro.reshape(-1, group)
+            assert (rows == rows[:, :1] // group * group + np.arange(group)).all()
+
+
+@given(problems())
+def test_all_ranks_have_as_many_micro_batches(problem):
+    lengths, ranks, budget, group = problem
+    plan = plan_micro_batches(lengths, ranks, budget, group).micro_batches
+    assert len(plan) == ranks and len({len(rank) for rank in plan}) == 1
+    fullest = max(sum(len(micro) > 0 for micro in rank) for rank in plan)
+    assert len(plan[0]) == fullest, "a step in which no rank has anything to do"
+
+
+@given(problems())
+def test_padded_tokens_stay_within_the_budget_unless_one_group_exceeds_it(problem):
+    lengths, ranks, budget, group = problem
+    for rank in plan_micro_batches(lengths, ranks, budget, group).micro_batches:
+        for micro in rank:
+            padded = len(micro) * int(lengths[micro].max()) if len(micro) else 0
+            assert padded <= budget or len(micro) == group
+
+
+@given(problems())
+def test_micro_batches_are_no_smaller_than_they_must_be(problem):
+    """The next group would not have fitted."""
+    lengths, ranks, budget, group = problem
+    for rank in plan_micro_batches(lengths, ranks, budget, group).micro_batches:
+        filled = [micro for micro in rank if len(micro)]
+        for micro, _ in zip(filled, filled[1:], strict=False):
+            assert (len(micro) + group) * int(lengths[micro].max()) > budget
+
+
+@given(problems())
+def test_no_rank_has_more_than_the_mean_and_one_group(problem):
+    lengths, ranks, budget, group = problem
+    totals = lengths.reshape(-1, group).sum(axis=1)
+    loads = [
+        sum(int(lengths[micro].sum()) for micro in rank)
+        for rank in plan_micro_batches(lengths, ranks, budget, group).micro_batches
+    ]
+    assert max(loads) <= lengths.sum() / ranks + totals.max()
+    assert max(loads) - min(loads) <= totals.max(), "the last group given to the fullest rank went to the emptiest then"
+
+
+@given(problems())
+def test_a_plan_is_a_function_of_its_arguments(problem):
+    first, second = (plan_micro_batches(*problem[:3], problem[3]).micro_batches for _ in range(2))
+    assert [[micro.tolist() for micro in rank] for rank in first] == [[micro.tolist() for micro in rank] for rank in second]
+
+
+def test_an_example_by_hand():
+    plan = plan_micro_batches(np.asarray([10, 50, 20, 40, 30]), ranks=2, token_budget=60).micro_batches
+    # Longest first to the emptier rank: 50 | 40, then 30 to the second, 20 to the first, and 10 to either (70 and 70).
+    assert [[micro.tolist() for micro in rank] for rank in plan] == [[[1], [2, 0]], [[3], [4]]]
