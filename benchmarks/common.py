@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-WORDS = ("<pad>", "<eos>", *(f"w{number}" for number in range(62)))
-"""A vocabulary of 64: a model without preferences ends a response with probability 1/64 at each token."""
+VOCABULARY = ("<pad>", "<eos>", *string.ascii_letters, *string.digits)
+"""64 tokens of one character: a model without preferences ends a response with probability 1/64 at each token."""
 PROMPT_TOKENS = 16
 SIZES = {
     "small": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -34,7 +34,7 @@ def build_model(folder: Path, size: str) -> int:
     torch.manual_seed(0)
     heads = SIZES[size]["num_attention_heads"]
     config = Qwen2Config(
-        vocab_size=len(WORDS),
+        vocab_size=len(VOCABULARY),
         num_key_value_heads=heads // 2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -51,33 +51,32 @@ def build_model(folder: Path, size: str) -> int:
     return model.num_parameters()
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token=WORDS[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=WORDS[0],
-        eos_token=WORDS[1],
-        # A prompt's tokens are its words and nothing else.
+def _tokenizer() -> Qwen2Tokenizer:
+    return Qwen2Tokenizer(
+        vocab={token: number for number, token in enumerate(VOCABULARY)},
+        merges=[],
+        unk_token=VOCABULARY[0],
+        pad_token=VOCABULARY[0],
+        eos_token=VOCABULARY[1],
+        # A prompt's tokens are its characters and nothing else.
         chat_template="{{ messages[0]['content'] }}",
     )
 
 
 def make_prompts(count: int) -> list[str]:
-    """`count` different prompts of `PROMPT_TOKENS` words."""
-    draws = np.random.default_rng(0).integers(2, len(WORDS), (count, PROMPT_TOKENS))
-    return [" ".join(WORDS[token] for token in row) for row in draws]
+    """`count` different prompts of `PROMPT_TOKENS` characters."""
+    draws = np.random.default_rng(0).integers(2, len(VOCABULARY), (count, PROMPT_TOKENS))
+    return ["".join(VOCABULARY[token] for token in row) for row in draws]
 
 
-def share_of_low_words(texts: Sequence[str]) -> list[float]:
-    """The reward: how many of a response's words are among the first half of the vocabulary, between 0 and 1."""
-    low = set(WORDS[: len(WORDS) // 2])
-    return [sum(word in low for word in words) / max(1, len(words)) for words in (text.split() for text in texts)]
+def share_of_lower_case(texts: Sequence[str]) -> list[float]:
+    """The reward: how much of each text is lower-case letters, between 0 and 1."""
+    return [sum(map(str.islower, text)) / max(1, len(text)) for text in texts]
 
 
 def reward(prompts: Sequence, responses: Sequence[str], metadata: Sequence) -> list[float]:
-    """`share_of_low_words` as this project calls reward functions."""
-    return share_of_low_words(responses)
+    """`share_of_lower_case` as this project calls reward functions."""
+    return share_of_lower_case(responses)
 
 
 def load_average() -> float:

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import make_prompts, share_of_low_words
+from common import make_prompts, share_of_lower_case
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -45,9 +45,9 @@ class StepTimes(TrainerCallback):
         self.at = now
 
 
-def low_words(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+def lower_case(prompts: list[str], completions: list[str], **_: object) -> list[float]:
     """The reward as TRL calls it."""
-    return share_of_low_words(completions)
+    return share_of_lower_case(completions)
 
 
 def main(settings: dict) -> None:
@@ -73,7 +73,7 @@ def main(settings: dict) -> None:
     model = AutoModelForCausalLM.from_pretrained(settings["model"])
     trainer = Timed(
         model,
-        low_words,
+        lower_case,
         args=config,
         train_dataset=Dataset.from_dict({"prompt": make_prompts(settings["prompts"])}),
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),

@@ -28,7 +28,9 @@ class KLConfig(Section):
         if self.target is not None and self.placement == "none":
             raise ValueError("kl.target is set but kl.placement is none; choose reward or loss, or drop the target")
         if self.target is not None and self.coefficient == 0:
-            raise ValueError("kl.target is set but kl.coefficient is 0, which adapting would never change; start above 0")
+            raise ValueError(
+                "kl.target is set but kl.coefficient is 0, which adapting would never change; start above 0"
+            )
         return self
 
 

@@ -49,17 +49,21 @@ class Source:
 
 
 def load_demonstrations(source: Source) -> Loaded[Demonstration]:
-    """Dialogues to imitate. Raises DataError and FileNotFoundError as `load` does."""
+    """Dialogues to imitate.
+
+    Raises FileNotFoundError where there is no such file; DataError where a line is malformed and that is fatal, or
+    where nothing can be read.
+    """
     return _load(source, PARSERS["demonstrations"])
 
 
 def load_pairs(source: Source) -> Loaded[Pair]:
-    """Choices between two continuations. Raises DataError and FileNotFoundError."""
+    """Choices between two continuations. Raises as `load_demonstrations` does."""
     return _load(source, PARSERS["pairs"])
 
 
 def load_prompts(source: Source) -> Loaded[PromptRecord]:
-    """Dialogues to answer, each with an id that is unique in the source. Raises DataError and FileNotFoundError."""
+    """Dialogues to answer, each with an id that is unique in the source. Raises as `load_demonstrations` does."""
     loaded = _load(source, PARSERS["prompts"])
     seen: Counter[str] = Counter()
     records = []

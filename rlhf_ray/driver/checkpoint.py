@@ -74,6 +74,8 @@ def load_state(checkpoint: Path) -> RunState:
         raise NotACheckpoint(f"{checkpoint} is not a checkpoint: it has no {MANIFEST}")
     try:
         manifest: dict[str, str] = json.loads(manifest_path.read_text())
+        if STATE not in manifest:
+            raise NotACheckpoint(f"checkpoint {checkpoint} is damaged: its {MANIFEST} does not list {STATE}")
         for name, digest in manifest.items():
             path = checkpoint / name
             if not path.is_file():

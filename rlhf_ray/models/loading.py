@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -46,11 +47,26 @@ def check_model_folder(path: str | Path, what: str) -> None:
         )
 
 
+def is_hub_name(path: str) -> bool:
+    """`organisation/model`: one slash, nothing that looks like a path, and no such folder."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+
+
+def local_folder(path: str) -> str:
+    """The folder itself, or that of a hub model, downloaded first (safetensors and text files only).
+
+    Actors run offline, so this happens once, in the driver.
+    """
+    if not is_hub_name(path):
+        return str(Path(path).expanduser().absolute())
+    return snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer.
 
     Raises:
-        NotAModel: it has no chat template, no end-of-sequence token, or pads with it.
+        NotAModel: it has no chat template, or no end-of-sequence token.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     if tokenizer.chat_template is None:

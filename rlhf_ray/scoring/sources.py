@@ -58,7 +58,8 @@ class ModelReward:
         self.scorer = SequenceScores(model)
 
     def score(self, rollouts: Sequence[Rollout]) -> np.ndarray:
-        return (score_sequences(self.scorer, sequences(rollouts), self.budget, self.device) - self.mean) / self.std
+        raw = score_sequences(self.scorer, sequences(rollouts), self.budget, self.device)
+        return _checked(self.name, (raw - self.mean) / self.std, rollouts)
 
 
 class FunctionReward:
@@ -78,9 +79,8 @@ class FunctionReward:
                 metadata=[r.prompt.metadata for r in rollouts],
             )
             result = np.asarray(scores, dtype=np.float64)
-        except (
-            Exception
-        ) as error:  # a user's function may raise anything; it is reported with the rollouts it was given
+        except Exception as error:
+            # A user's function may raise anything; it is reported with the rollouts it was given.
             raise RewardError(self.name, f"raised {type(error).__name__}: {error}", [r.id for r in rollouts]) from error
         return _checked(self.name, result, rollouts)
 

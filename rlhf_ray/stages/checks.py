@@ -8,7 +8,7 @@ import ray
 
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.models.loading import check_model_folder
+from rlhf_ray.models.loading import check_model_folder, is_hub_name
 from rlhf_ray.placement import plan_placement
 from rlhf_ray.scoring.sources import resolve_function
 
@@ -26,7 +26,7 @@ def check_run(config: RunConfig) -> None:
         "ppo.reward.model.path": config.ppo.reward.model and config.ppo.reward.model.path,
     }
     for key, path in named.items():
-        if path is not None and not _is_hub_name(path):
+        if path is not None and not is_hub_name(path):
             check_model_folder(path, key)
     for source in config.ppo.reward.functions:
         _resolve("ppo.reward.functions", source.function)
@@ -41,11 +41,6 @@ def _resolve(key: str, function: str) -> None:
         resolve_function(function)
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
-
-
-def _is_hub_name(path: str) -> bool:
-    """`organisation/model`: one slash, nothing that looks like a path, and no such folder."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.exists(path)
 
 
 def _check_machine(config: RunConfig) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
+import rlhf_ray
 from rlhf_ray.config.run import ClusterConfig
 
 
@@ -20,15 +20,11 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray's worker processes must find this package where it is not installed (a checkout).
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     if config.address is None:
-        # Bundles are bookkeeping: a laptop's two cores hold all five roles.
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
     else:
-        ray.init(address=config.address)
+        # Nodes need the libraries; this package travels with the run, so that both sides have the same version.
+        ray.init(address=config.address, runtime_env={"py_modules": [rlhf_ray]})
     try:
         yield
     finally:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_ray.config.scoring import RewardFunctionSource
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
 from rlhf_ray.driver.roles import Roles
-from rlhf_ray.scoring.sources import RewardError, resolve_function
+from rlhf_ray.scoring.sources import FunctionReward, RewardError
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
@@ -43,7 +44,11 @@ class Answers:
 async def answer(
     roles: Roles, folder: str, version: int, prompts: Sequence[Prompt], tokenizer, utility: str | None
 ) -> Answers:
-    """Load a policy into the rollout workers, sample one answer to each prompt, and score them."""
+    """Load a policy into the rollout workers, sample one answer to each prompt, and score them.
+
+    Raises:
+        RewardError: the utility failed; unlike a failing reward it leaves nothing to compare by.
+    """
     await roles.pool.load_folder(folder, version)
     requests = [RolloutRequest(prompt, 0, rollout_seed("evaluation", prompt.id, 0)) for prompt in prompts]
     by_id = {rollout.id: rollout async for rollout in roles.pool.generate(requests)}
@@ -53,9 +58,7 @@ async def answer(
     texts = [t.strip() for t in tokenizer.batch_decode([r.token_ids for r in rollouts], skip_special_tokens=True)]
     truth = None
     if utility is not None:
-        function = resolve_function(utility)
-        arguments = [prompt.messages for prompt in prompts], texts, [prompt.metadata for prompt in prompts]
-        truth = np.asarray(function(*arguments), dtype=np.float64)
+        truth = FunctionReward(RewardFunctionSource(name="utility", function=utility), tokenizer).score(rollouts)
     kl = None if references[0] is None else _mean_kl(rollouts, references)
     rewards = np.asarray([math.nan if isinstance(s, RewardError) else s.total for s in scores])
     return Answers(tuple(texts), np.asarray([len(r) for r in rollouts]), rewards, truth, kl)
@@ -82,7 +85,7 @@ def summarise(
         "win_rate_vs_sft_by_reward": by_reward,
         "utility": {name: float(known[name].mean()) if name in known else None for name in ("base", "sft", "ppo")},
         "utility_std_sft": float(known["sft"].std()) if "sft" in known else None,
-        "reward": {name: float(np.nanmean(a.rewards)) for name, a in answers.items()},
+        "reward": {name: _mean_of_known(a.rewards) for name, a in answers.items()},
         "length": {name: float(a.lengths.mean()) for name, a in answers.items()},
         "kl_sequence": ppo.kl if ppo else None,
         "reward_model_accuracy": reward_model_accuracy,
@@ -92,9 +95,15 @@ def summarise(
     }
 
 
-def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Share of prompts on which `ours` is higher; a tie counts half."""
-    return float(np.mean(0.5 * (1.0 + np.sign(ours - theirs))))
+def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float | None:
+    """Share of prompts on which `ours` is higher; a tie counts half. A NaN on either side leaves the prompt out; None: all."""
+    return _mean_of_known(0.5 * (1.0 + np.sign(ours - theirs)))
+
+
+def _mean_of_known(values: np.ndarray) -> float | None:
+    # JSON has no NaN.
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def wilson_interval(rate: float, count: int) -> tuple[float, float]:
@@ -110,7 +119,7 @@ def accuracy_of_reward_model(
     """(accuracy on held-out pairs, the best that the annotators' noise allows); None where unknown."""
     path = folder.stage_metrics("reward_model")
     measured = [
-        r["heldout/accuracy"] for r in (read_metrics(path) if path.is_file() else []) if r.get("heldout/accuracy")
+        record["heldout/accuracy"] for record in read_metrics(path) if record.get("heldout/accuracy") is not None
     ]
     ceiling = pair_accuracy_ceiling(held_out_pairs) if held_out_pairs is not None else None
     return (measured[-1] if measured else None), ceiling

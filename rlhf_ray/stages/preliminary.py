@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.tokenize import Dialogue, DialoguePair, encode_demonstrations, encode_pairs
-from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.loading import load_tokenizer, local_folder
 from rlhf_ray.models.tiny import build_tiny_model
 from rlhf_ray.stages.datasets import Datasets, Split, fitting
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
@@ -18,7 +18,7 @@ from rlhf_ray.telemetry.run_folder import RunFolder
 def base_model(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
     """The folder of the model that everything starts from; built first where the config says so."""
     if config.model.path is not None:
-        return config.model.path
+        return local_folder(config.model.path)
     base = folder.path / "base"
     if not base.is_dir():
         build_tiny_model(base, data.texts, seed=config.seed, **config.model.build.model_dump())

@@ -17,7 +17,7 @@ from rlhf_ray.config import RunConfig, dump_config
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver.journal import note_worker_event
 from rlhf_ray.driver.roles import ModelPaths, Roles
-from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.loading import load_tokenizer, local_folder
 from rlhf_ray.placement import Placement, plan_placement
 from rlhf_ray.stages import evaluation
 from rlhf_ray.stages.checks import check_run
@@ -53,13 +53,18 @@ class Run:
     @property
     def start(self) -> str:
         """The folder that PPO starts from."""
-        return self.config.ppo.policy_model or (str(self.folder.sft) if "sft" in self.config.stages else self.base)
+        named = self.config.ppo.policy_model
+        if named is not None:
+            return local_folder(named)
+        return str(self.folder.sft) if "sft" in self.config.stages else self.base
 
     def paths(self) -> ModelPaths:
         """What the roles load."""
-        reward = self.config.ppo.reward.model
-        reward_path = None if reward is None else reward.path or str(self.folder.reward_model)
-        return ModelPaths(self.start, self.config.ppo.value_model or reward_path or self.start, reward_path)
+        source, value = self.config.ppo.reward.model, self.config.ppo.value_model
+        reward = None
+        if source is not None:
+            reward = local_folder(source.path) if source.path else str(self.folder.reward_model)
+        return ModelPaths(self.start, local_folder(value) if value else reward or self.start, reward)
 
 
 def run(config: RunConfig, resume: bool = False) -> RunFolder:

@@ -7,7 +7,7 @@ what an answer is really worth, and `pair_accuracy_ceiling` how well the labels 
 from rlhf_ray.data.simulator.annotators import PANEL, Annotator, draw_panel, population_preference
 from rlhf_ray.data.simulator.ceiling import pair_accuracy_ceiling
 from rlhf_ray.data.simulator.generate import SimulatedData, Sizes, simulate
-from rlhf_ray.data.simulator.utility import Features, Utility, features, utility, utility_reward
+from rlhf_ray.data.simulator.hidden_utility import Features, Utility, features, utility, utility_reward
 
 __all__ = [
     "PANEL",

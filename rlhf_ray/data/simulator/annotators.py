@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from rlhf_ray.data.simulator.answers import CARELESS, EXPERT, ORDINARY, Skill
-from rlhf_ray.data.simulator.utility import Features, features, utility_of
+from rlhf_ray.data.simulator.hidden_utility import Features, features, utility_of
 
 TASTES: dict[str, dict[str, float]] = {
     "clerk": {"order": 0.5, "detail": 0.5, "wrong_values": -0.4, "politeness": -0.6},

@@ -19,9 +19,12 @@ from typing import Any
 from rlhf_ray.data.simulator.annotators import PANEL, Annotator, skill_of
 from rlhf_ray.data.simulator.answers import ANYONE, EXPERT, draw_answer, draw_plan, finish, vary
 from rlhf_ray.data.simulator.dialogues import Dialogue, draw_dialogues
-from rlhf_ray.data.simulator.utility import features
+from rlhf_ray.data.simulator.hidden_utility import features
 
 Row = dict[str, Any]
+
+ALIKE = 0.7
+"""Share of pairs whose answers have the same plan but for one act: they teach fastest what each act is worth."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,14 @@ def _demonstration(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
 
 
 def _pair(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
-    texts = ["", ""]
-    while texts[0] == texts[1]:
+    """Two answers, often the same but for one act; they always differ in more than wording."""
+    texts, found = ["", ""], []
+    while not found or found[0] == found[1]:
         plan = draw_plan(rng, dialogue, ANYONE)
-        other = vary(rng, plan, dialogue, ANYONE) if rng.random() < 0.5 else draw_plan(rng, dialogue, ANYONE)
+        other = vary(rng, plan, dialogue, ANYONE) if rng.random() < ALIKE else draw_plan(rng, dialogue, ANYONE)
         texts = [finish(rng, one, dialogue, ANYONE) for one in (plan, other)]
-    first, second = (features(dialogue.metadata, text) for text in texts)
-    chosen, rejected = texts if rng.random() < who.prefers(first, second) else reversed(texts)
+        found = [features(dialogue.metadata, text) for text in texts]
+    chosen, rejected = texts if rng.random() < who.prefers(*found) else reversed(texts)
     return {
         "prompt": list(dialogue.messages),
         "chosen": _turn(chosen),
@@ -102,8 +106,7 @@ def _score(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
 
 
 def _edit(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
-    """An answer, and what an annotator made of it: one act after another said in their own way, until they find it no
-    worse."""
+    """An answer, and what an annotator made of it: act after act in their own words, until they find it no worse."""
     plan = draw_plan(rng, dialogue, ANYONE)
     original = edited = finish(rng, plan, dialogue, ANYONE)
     care = replace(skill_of(who) if who.skill != "careless" else EXPERT, spoilt=0.0)
@@ -125,8 +128,7 @@ def _prompts(dialogues: Iterable[Dialogue]) -> Iterator[Row]:
 
 
 def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
-    """Every file's name and rows. Each file has a generator of its own, so its rows do not depend on other files'
-    sizes."""
+    """Every file's name and rows. Each file has a random stream of its own."""
     held_out_count = max(sizes.held_out_prompts, sizes.held_out_pairs)
     train_count = max(sizes.prompts, sizes.demonstrations, sizes.pairs, sizes.rankings, sizes.scores, sizes.edits)
     dialogues = draw_dialogues(Random(f"{seed}/dialogues"), held_out_count + train_count)

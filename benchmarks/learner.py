@@ -1,0 +1,188 @@
+"""Tokens per second of `LearnerGroup.update` against a bare PyTorch loop of the same mathematics.
+
+Both sides are one process with the same environment, model, sequences, micro-batches sorted by length and fused AdamW; they take
+turns. The service's side is timed by its caller, so it holds whatever a step costs beside arithmetic: the call and its data,
+DeepSpeed, diagnostics with the entropy. The bare loop has its data and is timed from within.
+Usage: `python benchmarks/learner.py [--sizes small medium] [--precision fp32|autocast] [--quick] …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from common import PROMPT_TOKENS, VOCABULARY, build_model, load_average, report
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM
+
+from rlhf_ray.batch import Batch, pack_sequences
+from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
+from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig
+from rlhf_ray.config.resources import Workers
+from rlhf_ray.learner.actor import LearnerSpec
+from rlhf_ray.learner.group import LearnerGroup
+
+LEARNING_RATE, CLIP, BETA, MAX_NORM = 1e-6, 0.2, 0.05, 1.0
+TURNS = {"small": 15, "medium": 5}
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A prompt with its response of T tokens."""
+
+    token_ids: torch.Tensor
+    """int64 [P + T]."""
+    old: torch.Tensor
+    reference: torch.Tensor
+    advantages: torch.Tensor
+    """float32 [T], all three."""
+
+
+def make_sequences(count: int) -> list[Sequence]:
+    """Responses that stop geometrically: 64 tokens on average, 256 at most."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(1 / 64, count), 256)
+    level = -float(np.log(len(VOCABULARY)))
+
+    def column(size: int, mean: float, spread: float) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(mean, spread, size)).float()
+
+    return [
+        Sequence(
+            torch.from_numpy(rng.integers(2, len(VOCABULARY), PROMPT_TOKENS + length)),
+            *(column(length, level, 0.05), column(length, level, 0.05), column(length, 0.0, 1.0)),
+        )
+        for length in lengths
+    ]
+
+
+def as_batch(sequences: list[Sequence]) -> Batch:
+    """The same for the service."""
+    ids = [s.token_ids.numpy() for s in sequences]
+    batch = pack_sequences(ids, [np.arange(len(row)) >= PROMPT_TOKENS for row in ids])
+    targets = int(batch.target_mask.sum())
+    return batch.with_columns(
+        weights=np.full(targets, 1 / targets, dtype=np.float32),
+        old_logprobs=torch.cat([s.old for s in sequences]).numpy(),
+        reference_logprobs=torch.cat([s.reference for s in sequences]).numpy(),
+        advantages=torch.cat([s.advantages for s in sequences]).numpy(),
+    )
+
+
+class BareLoop:
+    """What one would write in a notebook, with care for speed."""
+
+    def __init__(self, model: str, sequences: list[Sequence], token_budget: int, autocast: bool, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = AutoModelForCausalLM.from_pretrained(model).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True)
+        self.autocast = autocast
+        self.targets = sum(len(s.old) for s in sequences)
+        self.micro_batches = []
+        rest = sorted(sequences, key=lambda s: -len(s.token_ids))
+        while rest:
+            count = max(1, token_budget // len(rest[0].token_ids))
+            self.micro_batches.append(rest[:count])
+            rest = rest[count:]
+
+    def step(self) -> float:
+        """Seconds of one optimizer step."""
+        began = time.perf_counter()
+        for micro_batch in self.micro_batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                loss = self._loss(micro_batch)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    def _loss(self, sequences: list[Sequence]) -> torch.Tensor:
+        ids = pad_sequence([s.token_ids for s in sequences], batch_first=True)
+        rows = torch.cat([torch.full((len(s.old),), row) for row, s in enumerate(sequences)])
+        columns = torch.cat([torch.arange(PROMPT_TOKENS, len(s.token_ids)) for s in sequences])
+        states = self.model.model(ids, use_cache=False).last_hidden_state[rows, columns - 1]
+        logprobs = self.model.lm_head(states).float().log_softmax(-1)
+        logprobs = logprobs.gather(1, ids[rows, columns].unsqueeze(1)).squeeze(1)
+        old, reference, advantages = (
+            torch.cat([getattr(s, name) for s in sequences]) for name in ("old", "reference", "advantages")
+        )
+        ratio = (logprobs - old).exp()
+        surrogate = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - CLIP, 1 + CLIP))
+        log_r = reference - logprobs
+        return (surrogate + BETA * (torch.expm1(log_r) - log_r)).sum() / self.targets
+
+
+async def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds per step of both sides, taking turns; two turns warm up."""
+    sequences = make_sequences(arguments.samples)
+    batch = as_batch(sequences)
+    config = LearnerConfig(
+        workers=Workers(cpus=0, threads=arguments.threads),
+        precision=arguments.precision,
+        micro_batch_tokens=arguments.micro_batch_tokens,
+        optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, max_grad_norm=MAX_NORM),
+    )
+    algorithm = AlgorithmConfig(advantage="grpo", kl=KLConfig(placement="loss", estimator="k3", coefficient=BETA))
+    environment = {"OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "passive"}
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
+    group = await LearnerGroup.start(LearnerSpec("policy", model, config, algorithm), lambda index: options)
+    autocast = arguments.precision == "autocast"
+    bare = ray.remote(BareLoop).options(**options)
+    bare = bare.remote(model, sequences, arguments.micro_batch_tokens, autocast, arguments.threads)
+    seconds: dict[str, list[float]] = {"learner": [], "bare": []}
+    for _ in range(arguments.turns or TURNS[size]):
+        began = time.perf_counter()
+        await group.update(batch, LEARNING_RATE, BETA)
+        seconds["learner"].append(time.perf_counter() - began)
+        seconds["bare"].append(await bare.step.remote())
+    group.close()
+    ray.kill(bare)
+    tokens = int(batch.lengths.sum())
+    speeds = {f"{side}_tokens_per_s": tokens / statistics.median(times[2:]) for side, times in seconds.items()}
+    ratio = statistics.median(b / ours for ours, b in zip(seconds["learner"][2:], seconds["bare"][2:], strict=True))
+    return {"size": size, "tokens": tokens, **speeds, "ratio": ratio, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=TURNS, default=list(TURNS), help="0.8 and 28 million parameters")
+    parser.add_argument("--samples", type=int, default=64, help="sequences of one step")
+    parser.add_argument("--turns", type=int, help="steps of each side, the first two not counted")
+    parser.add_argument("--threads", type=int, default=2, help="OpenMP threads of each side")
+    parser.add_argument("--precision", choices=("fp32", "autocast"), default="fp32")
+    parser.add_argument("--micro-batch-tokens", type=int, default=LearnerConfig().micro_batch_tokens)
+    parser.add_argument("--quick", action="store_true", help="four turns of the small model: does it work at all?")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.sizes, arguments.turns = ["small"], 4
+    load = load_average()
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        for size in arguments.sizes:
+            folder = Path(name) / size
+            parameters = build_model(folder, size)
+            results.append({"parameters": parameters, **asyncio.run(measure(str(folder), size, arguments))})
+    ray.shutdown()
+    rows = [
+        (f"{r['parameters'] / 1e6:.2g} M", r["tokens"], r["learner_tokens_per_s"], r["bare_tokens_per_s"], r["ratio"])
+        for r in results
+    ]
+    columns = ("parameters", "tokens", "LearnerGroup tok/s", "bare PyTorch tok/s", "ratio")
+    settings = {name: getattr(arguments, name) for name in ("samples", "threads", "precision", "micro_batch_tokens")}
+    record = {"benchmark": "learner", **settings, "load_before": load, "results": results}
+    report("One optimizer step of the learner, median", columns, rows, record)
+
+
+if __name__ == "__main__":
+    main()

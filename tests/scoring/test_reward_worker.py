@@ -1,0 +1,113 @@
+"""What a reward worker says of rollouts, above all when a source of reward misbehaves: an error that names it, never a number."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from rlhf_ray.models.loading import load_scalar_model
+from rlhf_ray.scoring.sources import RewardError, resolve_function
+from rlhf_ray.types import Score
+
+
+def test_functions_get_prompts_responses_and_metadata_in_order(reward_worker, rollouts):
+    scores = reward_worker(wanted=1.0, echo=1.0).score(rollouts)
+    assert [score.parts["wanted"] for score in scores] == [float(i - 2) for i in range(12)]
+    assert all(score.parts["echo"] == 1.0 for score in scores), "responses are text, without special tokens, stripped"
+
+
+def test_the_total_is_the_weighted_sum(reward_worker, rollouts, reward_model):
+    scores = reward_worker(reward_model, wanted=0.5, length=-2.0).score(rollouts)
+    for score in scores:
+        parts = score.parts
+        assert set(parts) == {"model", "wanted", "length"}
+        assert score.total == pytest.approx(parts["model"] + 0.5 * parts["wanted"] - 2 * parts["length"])
+
+
+MISBEHAVIOUR = {
+    "raises": "raised KeyError: 'no such order'",
+    "infinite": "returned inf for 12 of 12 responses; scores must be finite",
+    "too_few": "returned shape (11,) for 12 responses; one number for each is needed",
+    "one_number": "returned shape () for 12 responses",
+    "matrix": "returned shape (12, 1) for 12 responses",
+    "words": "could not convert string to float",
+    "nothing": "returned shape () for 12 responses",
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), MISBEHAVIOUR.items())
+def test_a_function_that_fails_on_all(reward_worker, rollouts, name, reason):
+    answers = reward_worker(wanted=1.0, **{name: 1.0}).score(rollouts)
+    assert all(isinstance(answer, RewardError) and answer.source == name for answer in answers)
+    assert reason in str(answers[0]) and f"reward source '{name}'" in str(answers[0]) and "p0/0, p1/0, p2/0, …" in str(answers[0])
+
+
+def test_only_the_failing_rollouts_are_lost(reward_worker, rollouts):
+    answers = reward_worker(wanted=1.0, nan_where_marked=1.0).score(rollouts)
+    assert [isinstance(answer, RewardError) for answer in answers] == [True] * 2 + [False] * 10
+    assert answers[0].rollout_ids == ("p0/0", "p1/0") and "returned nan for 2 of 12" in str(answers[0])
+    assert [answer.total for answer in answers[2:]] == [i - 2 + 1.0 for i in range(2, 12)]
+
+
+def test_two_sources_that_fail_on_different_rollouts(reward_worker, rollouts):
+    """1/score fails while a rollout with score 0 (p2) is there; which one it was nobody can tell, so all are lost."""
+    answers = reward_worker(nan_where_marked=1.0, raises_on_marked=1.0).score(rollouts)
+    assert [answer.source for answer in answers[:2]] == ["nan_where_marked"] * 2
+    assert all(isinstance(answer, RewardError) and "ZeroDivisionError" in str(answer) for answer in answers[2:])
+    assert [score.total for score in reward_worker(raises_on_marked=1.0).score(rollouts[3:5])] == [1.0, 0.5]
+
+
+def test_a_model_that_answers_nan_is_an_error_too(reward_worker, rollouts, reward_model, tmp_path):
+    model = load_scalar_model(reward_model)
+    with torch.no_grad():
+        model.score.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    answers = reward_worker(tmp_path / "broken").score(rollouts)
+    assert all(isinstance(answer, RewardError) and "source 'model': returned nan" in str(answer) for answer in answers)
+
+
+def test_no_rollouts_no_scores(reward_worker):
+    assert reward_worker(length=1.0).score([]) == []
+
+
+def test_errors_travel_between_processes():
+    error = RewardError("model", "returned nan", ["p0/0", "p1/0"])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.source, again.rollout_ids) == (str(error), "model", ("p0/0", "p1/0"))
+
+
+def test_the_reward_models_score_is_that_of_transformers_normalised(reward_worker, rollouts, reward_model):
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float32).eval()
+    assert (model.config.reward_mean, model.config.reward_std) == (0.7, 2.5)
+    for rollout, answer in zip(rollouts, reward_worker(reward_model).score(rollouts), strict=True):
+        tokens = torch.from_numpy(np.concatenate([rollout.prompt.token_ids, rollout.token_ids])).long()
+        with torch.no_grad():
+            raw = model.score(model.model(tokens[None]).last_hidden_state[0, -1]).item()
+        assert isinstance(answer, Score)
+        assert answer.total == pytest.approx((raw - 0.7) / 2.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 150, 8192])
+def test_batching_and_padding_change_nothing(reward_worker, rollouts, reward_model, budget):
+    worker = reward_worker(reward_model, budget)
+    alone = [worker.score([rollout])[0].total for rollout in rollouts]
+    assert np.ptp(alone) > 0.1, "the responses differ"
+    assert [score.total for score in worker.score(rollouts)] == pytest.approx(alone, abs=1e-5)
+    assert [score.total for score in worker.score(rollouts[::-1])] == pytest.approx(alone[::-1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_module:f", "cannot import 'no_such_module'"),
+        ("misbehaving:f", "has no function 'f'"),
+        ("misbehaving:NOT_A_FUNCTION", "has no function 'NOT_A_FUNCTION'"),
+    ],
+)
+def test_functions_that_are_not_there(functions, path, message):
+    with pytest.raises(ValueError, match=f"reward function '{path}'.*{message}"):
+        resolve_function(path)
