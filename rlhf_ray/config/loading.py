@@ -68,7 +68,10 @@ def dump_config(config: RunConfig) -> str:
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: {n: "<not shown>" for n in v} if k == "env" else _without_secrets(v) for k, v in value.items()}
+        return {
+            key: dict.fromkeys(item, "<not shown>") if key == "env" and isinstance(item, dict) else _without_secrets(item)
+            for key, item in value.items()
+        }
     return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 

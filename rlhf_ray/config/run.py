@@ -91,6 +91,22 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _colocated_roles_fit_gpus(self) -> RunConfig:
+        """Ray reserves such a bundle and then never starts the actors."""
+        for group in self.ppo.placement.colocate:
+            members = {role: self.roles[role] for role in group if role in self.roles}
+            for index in range(max((workers.count for workers in members.values()), default=0)):
+                shares = {role: workers.gpus for role, workers in members.items() if workers.count > index}
+                gpus = round(sum(shares.values()), 6)
+                if gpus > 1 and not gpus.is_integer():
+                    listing = ", ".join(f"{role} {share:g}" for role, share in shares.items())
+                    raise ValueError(
+                        f"ppo.placement.colocate: the actors that share bundle {index} ask for {gpus:g} GPUs in all "
+                        f"({listing}); make that at most 1, or a whole number"
+                    )
+        return self
+
     @property
     def roles(self) -> dict[str, Workers]:
         """The PPO stage's actors by role."""

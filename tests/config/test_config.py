@@ -69,7 +69,7 @@ REFUSED = {
     "function named model": (("ppo.reward.functions", [{"name": "model", "function": "math:sqrt"}]), "must differ"),
     "no reward at all": (("ppo.reward.model", None), "no source of reward"),
     "KL in a grouped reward": (("ppo.algorithm", {"advantage": "grpo"}), "set kl.placement to loss or none"),
-    "a target without KL": (("ppo.algorithm.kl", {"placement": "none", "target": 3.0}), "kl.target is set but kl.placement is none"),
+    "a target without KL": (("ppo.algorithm.kl", {"placement": "none", "target": 3.0}), "kl.placement is none"),
     "a target for coefficient 0": (("ppo.algorithm.kl", {"target": 3.0, "coefficient": 0.0}), "kl.coefficient is 0"),
     "offload without shards": (("ppo.policy.sharding.offload_optimizer", True), "needs zero_stage 1, 2 or 3; it is 0"),
     "offload without GPU": (("ppo.policy.sharding", {"offload_optimizer": True, "zero_stage": 2}), "workers.gpus is 0"),
@@ -105,6 +105,18 @@ def test_combinations_that_are_possible():
     assert accepted(("ppo.rollout", {"workers": {"gpus": 0.5}}), ("ppo.placement.colocate", [["rollout", "policy"]]))
     without_kl = accepted(("ppo.algorithm.kl.placement", "none"))
     assert "reference" not in without_kl.roles
+
+
+def test_colocated_roles_share_at_most_one_gpu_or_whole_ones():
+    shared = ("ppo.placement.colocate", [["rollout", "policy", "value"]])
+    by_role = [(f"ppo.{role}.workers", {"gpus": share}) for role, share in (("rollout", 0.7), ("policy", 0.7))]
+    assert "ask for 1.4 GPUs in all (rollout 0.7, policy 0.7, value 0)" in refusal(shared, *by_role)
+    assert accepted(shared, by_role[0], ("ppo.policy.workers", {"gpus": 0.3}))
+    assert accepted(shared, ("ppo.rollout.workers", {"gpus": 1}), ("ppo.policy.workers", {"gpus": 1}))
+    uneven = [("ppo.rollout.workers", {"count": 2, "gpus": 1}), ("ppo.policy.workers", {"gpus": 0.5})]
+    assert "share bundle 0" in refusal(shared, *uneven, ("ppo.value.workers", {"gpus": 0.25}))
+    second = refusal(shared, *uneven, ("ppo.value.workers", {"count": 2, "gpus": 0.5}))
+    assert "bundle 1 ask for 1.5 GPUs in all (rollout 1, value 0.5)" in second
 
 
 def test_every_stage_needs_its_source():
@@ -145,11 +157,16 @@ def file(tmp_path: Path) -> Path:
 def test_scientific_notation_is_a_number(file):
     assert load_config(file).ppo.policy.optimizer.learning_rate == 3e-4
     for text, value in (("1e-4", 1e-4), ("2E+0", 2.0), ("1.5e-3", 1.5e-3), (".5e-1", 0.05), ("1", 1.0)):
-        assert load_config(file, [f"sft.learner.optimizer.learning_rate={text}"]).sft.learner.optimizer.learning_rate == value
+        assert (
+            load_config(file, [f"sft.learner.optimizer.learning_rate={text}"]).sft.learner.optimizer.learning_rate
+            == value
+        )
 
 
 def test_overrides_win_and_the_last_one_most(file):
-    config = load_config(file, ["ppo.steps=8", "ppo.steps=9", "evaluation.prompts=4", "ppo.algorithm.kl={coefficient: 0.2}"])
+    config = load_config(
+        file, ["ppo.steps=8", "ppo.steps=9", "evaluation.prompts=4", "ppo.algorithm.kl={coefficient: 0.2}"]
+    )
     assert (config.ppo.steps, config.evaluation.prompts, config.ppo.algorithm.kl.coefficient) == (9, 4, 0.2)
     assert load_config(file, ["name=other", "seed=3"]).seed == 3
     assert load_config(file, ["ppo.policy_model=a=b"]).ppo.policy_model == "a=b"
@@ -173,7 +190,9 @@ def test_bad_overrides(file, override, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("- a\n", "expected a mapping"), ("a: [", "not valid YAML"), ("", "expected a mapping")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n", "expected a mapping"), ("a: [", "not valid YAML"), ("", "expected a mapping")]
+)
 def test_files_that_are_no_config(tmp_path, text, message):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
@@ -192,6 +211,14 @@ def test_a_dump_reads_back_as_the_same_config(file, tmp_path):
 
 
 def test_a_dump_names_environment_variables_and_keeps_their_values_to_itself(file):
-    roles = ("ppo.rollout", "ppo.reward", "ppo.reference", "ppo.policy", "ppo.value", "sft.learner", "reward_model.learner")
+    roles = (
+        "ppo.rollout",
+        "ppo.reward",
+        "ppo.reference",
+        "ppo.policy",
+        "ppo.value",
+        "sft.learner",
+        "reward_model.learner",
+    )
     text = dump_config(load_config(file, [f"{role}.workers.env={{HF_TOKEN: canary-1234}}" for role in roles]))
     assert text.count("HF_TOKEN") == len(roles) and "canary" not in text

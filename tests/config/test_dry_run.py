@@ -33,7 +33,7 @@ def test_it_prints_config_and_placement_and_touches_nothing(config):
     result = CliRunner().invoke(app, ["run", str(config), "ppo.steps=3", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "steps: 3" in result.output and "canary" not in result.output
-    for words in ("rollout[1], policy[1]" , "1 GPU", "reference[0]", "7 actors"):
+    for words in ("rollout[1], policy[1]", "1 GPU", "reference[0]", "7 actors"):
         assert words in result.output.replace("policy[1], rollout[1]", "rollout[1], policy[1]"), words
     assert [path.name for path in config.parent.iterdir()] == ["a config.yaml"]
 

@@ -16,9 +16,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @initialize(groups=st.integers(1, 5), staleness=st.integers(0, 3), version=st.integers(0, 4))
     def start(self, groups: int, staleness: int, version: int) -> None:
         """As a new run, or as one that goes on after `version` steps."""
-        self.admission = Admission(
-            groups, staleness, version, next_group=version * groups, accepted=version * groups
-        )
+        self.admission = Admission(groups, staleness, version, next_group=version * groups, accepted=version * groups)
         self.first = version * groups
         self.admitted: list[int] = []
         self.running = 0
@@ -107,10 +105,6 @@ def test_drops_are_counted_for_each_batch_anew():
     admission.admit()
     with pytest.raises(TooManyDrops, match="3 groups were dropped while collecting one batch of 2"):
         admission.drop()
-
-
-Arrival = tuple[int, int, bool]
-"""(group, sample, whether it failed)."""
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.data())

@@ -73,7 +73,9 @@ def test_with_staleness_no_rollout_is_lost_or_taken_twice(experience, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_dropped_group_is_replaced_by_the_next_prompt(experience, seed):
-    batches = run(train_with(experience, seed, staleness=0, fails=lambda prompt, sample: prompt in ("p1", "p4") and sample))
+    batches = run(
+        train_with(experience, seed, staleness=0, fails=lambda prompt, sample: prompt in ("p1", "p4") and sample)
+    )
     assert batches[0] == ids(0, 1) + ids(2, 4), "p1 is dropped, p3 takes its place"
     assert batches[1] == ids(5, 8)
     assert all(len(batch) == GROUPS * SAMPLES for batch in batches)

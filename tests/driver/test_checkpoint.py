@@ -104,10 +104,7 @@ def test_no_damage_of_the_manifest_itself_escapes(tmp_path):
 
 
 def test_a_state_of_another_version_is_refused(tmp_path):
-    async def write_other_state(folder: Path) -> None:
-        await write_roles(folder)
-
-    path = save(tmp_path, 1, write=write_other_state)
+    path = save(tmp_path, 1)
     fields = json.loads((path / checkpoint.STATE).read_text()) | {"new_field": 1}
     (path / checkpoint.STATE).write_text(json.dumps(fields))
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())

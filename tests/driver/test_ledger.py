@@ -6,7 +6,11 @@ import pytest
 
 from rlhf_ray.driver.ledger import Ledger, LedgerEntry, read_ledger
 
-ENTRIES = [LedgerEntry(1, ("0/a/0", "0/b/0"), (("0/c", "returned nan"),)), LedgerEntry(2, ("0/d/0",)), LedgerEntry(3, ("0/e/0",))]
+ENTRIES = [
+    LedgerEntry(1, ("0/a/0", "0/b/0"), (("0/c", "returned nan"),)),
+    LedgerEntry(2, ("0/d/0",)),
+    LedgerEntry(3, ("0/e/0",)),
+]
 
 
 def write(path, entries=ENTRIES, resume_step=None) -> Ledger:

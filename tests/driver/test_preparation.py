@@ -41,7 +41,9 @@ def per_sequence(column: np.ndarray) -> list[list[float]]:
     return [part.tolist() for part in np.split(column, np.cumsum(LENGTHS)[:-1])]
 
 
-def slow_rewards(logprobs: np.ndarray, reference: np.ndarray, beta: float, scores: tuple[float, ...]) -> list[list[float]]:
+def slow_rewards(
+    logprobs: np.ndarray, reference: np.ndarray, beta: float, scores: tuple[float, ...]
+) -> list[list[float]]:
     rows = [
         [-beta * (ours - theirs) for ours, theirs in zip(row, other, strict=True)]
         for row, other in zip(per_sequence(logprobs), per_sequence(reference), strict=True)

@@ -12,7 +12,9 @@ from rlhf_ray.types import Prompt, rollout_seed
 
 
 def source(count: int = 7, run: str = "run", seed: int = 0, samples: int = 2) -> PromptSource:
-    prompts = [Prompt(f"q{i}", np.asarray([i], dtype=np.int32), ({"role": "user", "content": str(i)},)) for i in range(count)]
+    prompts = [
+        Prompt(f"q{i}", np.asarray([i], dtype=np.int32), ({"role": "user", "content": str(i)},)) for i in range(count)
+    ]
     return PromptSource(prompts, run, seed, samples)
 
 

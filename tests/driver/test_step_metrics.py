@@ -27,7 +27,9 @@ def summary(*values: float):
 
 
 def policy_step(loss: float, *ratios: float) -> StepResult:
-    return StepResult(loss, 2 * loss, 1e-3, PolicyDiagnostics(summary(*ratios), summary(0.0), summary(0.1), summary(2.0)))
+    return StepResult(
+        loss, 2 * loss, 1e-3, PolicyDiagnostics(summary(*ratios), summary(0.0), summary(0.1), summary(2.0))
+    )
 
 
 def value_step(loss: float) -> StepResult:
@@ -38,7 +40,9 @@ def value_step(loss: float) -> StepResult:
 @pytest.fixture
 def metrics(experience) -> dict[str, float]:
     """Three responses, the state after step 5; the last response is one version old at its first token."""
-    experiences = [experience(f"p{i}", 0, length, score) for i, (length, score) in enumerate(((2, 1.0), (4, 2.0), (6, 6.0)))]
+    experiences = [
+        experience(f"p{i}", 0, length, score) for i, (length, score) in enumerate(((2, 1.0), (4, 2.0), (6, 6.0)))
+    ]
     experiences[1] = replace(experiences[1], rollout=replace(experiences[1].rollout, finish_reason="length"))
     experiences[2] = replace(experiences[2], score=Score(6.0, {"model": 12.0}))
     for index, versions in enumerate(([4] * 2, [4] * 4, [3] + [4] * 5)):
@@ -64,10 +68,14 @@ def test_values(metrics):
         "throughput/samples_per_s": 1.5, "throughput/tokens_per_s": (12 + 3 * 4) / 2.0,
         "throughput/rollout_tokens_per_s": 24.0, "throughput/learner_tokens_per_s": 24 * 2 / 0.25,
     }  # fmt: skip
-    assert {name: metrics[name] for name in expected} == {name: pytest.approx(v, abs=1e-5) for name, v in expected.items()}
+    assert {name: metrics[name] for name in expected} == {
+        name: pytest.approx(v, abs=1e-5) for name, v in expected.items()
+    }
     assert metrics["reward/std"] == pytest.approx(np.std([1.0, 2.0, 6.0]))
 
 
 def test_every_name_is_in_the_catalogue(metrics):
-    unknown = [name for name in metrics if name not in METRICS and not describe(name).unit and "reward/part" not in name]
+    unknown = [
+        name for name in metrics if name not in METRICS and not describe(name).unit and "reward/part" not in name
+    ]
     assert not unknown

@@ -76,7 +76,9 @@ def test_no_rank_has_more_than_the_mean_and_one_group(problem):
 @given(problems())
 def test_a_plan_is_a_function_of_its_arguments(problem):
     first, second = (plan_micro_batches(*problem[:3], problem[3]).micro_batches for _ in range(2))
-    assert [[micro.tolist() for micro in rank] for rank in first] == [[micro.tolist() for micro in rank] for rank in second]
+    assert [[micro.tolist() for micro in rank] for rank in first] == [
+        [micro.tolist() for micro in rank] for rank in second
+    ]
 
 
 def test_an_example_by_hand():

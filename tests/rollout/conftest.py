@@ -156,10 +156,8 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
-    yield
-    ray.shutdown()
+def ray_session(ray_cluster: None) -> None:
+    """The Ray that all tests share."""
 
 
 @pytest.fixture(scope="session")

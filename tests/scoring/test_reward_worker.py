@@ -43,7 +43,11 @@ MISBEHAVIOUR = {
 def test_a_function_that_fails_on_all(reward_worker, rollouts, name, reason):
     answers = reward_worker(wanted=1.0, **{name: 1.0}).score(rollouts)
     assert all(isinstance(answer, RewardError) and answer.source == name for answer in answers)
-    assert reason in str(answers[0]) and f"reward source '{name}'" in str(answers[0]) and "p0/0, p1/0, p2/0, …" in str(answers[0])
+    assert (
+        reason in str(answers[0])
+        and f"reward source '{name}'" in str(answers[0])
+        and "p0/0, p1/0, p2/0, …" in str(answers[0])
+    )
 
 
 def test_only_the_failing_rollouts_are_lost(reward_worker, rollouts):

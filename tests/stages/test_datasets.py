@@ -84,7 +84,9 @@ def test_simulated_stages_share_no_held_out_prompt(tmp_path):
             *(json.dumps(r.messages) for r in getattr(data.prompts, split)),
         }
 
-    measured = {json.dumps(r.prompt) for r in data.pairs.held_out} | {json.dumps(r.messages) for r in data.prompts.held_out}
+    measured = {json.dumps(r.prompt) for r in data.pairs.held_out} | {
+        json.dumps(r.messages) for r in data.prompts.held_out
+    }
     assert not dialogues("train") & measured
     assert not {json.dumps(r.messages[:-1]) for r in data.demonstrations.held_out} & {
         json.dumps(r.messages[:-1]) for r in data.demonstrations.train

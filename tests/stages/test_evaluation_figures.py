@@ -38,20 +38,21 @@ def test_win_rate():
 
 @pytest.mark.parametrize(
     ("wins", "count", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (15, 15, 0.7961, 1.0)],
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_interval_of_published_examples(wins, count, low, high):
-    """Newcombe, Statistics in Medicine 17 (1998), table I; to four digits."""
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3; to four digits."""
     assert wilson_interval(wins / count, count) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
-@given(st.integers(1, 500), st.floats(0, 1))
-def test_wilson_interval_holds_the_rate(count, rate):
+@given(st.integers(1, 500), st.data())
+def test_wilson_interval_holds_the_rate(count, data):
+    rate = data.draw(st.integers(0, count)) / count
     low, high = wilson_interval(rate, count)
     assert 0 <= low <= rate + 1e-12 and rate - 1e-12 <= high <= 1
     # Its ends are the proportions from which the rate is 1.96 standard errors away.
     for end in (low, high):
-        if 0 < end < 1:
+        if 1e-9 < end < 1 - 1e-9:
             assert abs(rate - end) / math.sqrt(end * (1 - end) / count) == pytest.approx(1.959964, rel=1e-3)
 
 
@@ -82,7 +83,9 @@ def test_what_is_not_known_is_null_and_the_file_is_strict_json():
 
 def test_samples_hold_every_policys_answer(tmp_path):
     prompts = [Prompt(f"p{i}", np.zeros(1, np.int32), ({"role": "user", "content": f"Größe {i}?"},)) for i in range(2)]
-    write_samples(tmp_path / "samples.jsonl", prompts, {"sft": answers([1.0, NAN]), "ppo": answers([2.0, 3.0], [5.0, 6.0])})
+    write_samples(
+        tmp_path / "samples.jsonl", prompts, {"sft": answers([1.0, NAN]), "ppo": answers([2.0, 3.0], [5.0, 6.0])}
+    )
     first, second = (json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines())
     assert first == {
         "prompt": [{"role": "user", "content": "Größe 0?"}],
@@ -99,6 +102,10 @@ def test_the_accuracy_is_the_last_that_was_measured(tmp_path, accuracy):
     assert accuracy_of_reward_model(folder, None) == (None, None)
     path = folder.stage_metrics("reward_model")
     path.parent.mkdir()
-    records = [{"step": 1, "heldout/accuracy": 0.6}, {"step": 2, "heldout/accuracy": accuracy}, {"step": 3, "loss": 1.0}]
+    records = [
+        {"step": 1, "heldout/accuracy": 0.6},
+        {"step": 2, "heldout/accuracy": accuracy},
+        {"step": 3, "loss": 1.0},
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert accuracy_of_reward_model(folder, None) == (accuracy, None)

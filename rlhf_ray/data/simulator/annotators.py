@@ -18,10 +18,10 @@ from rlhf_ray.data.simulator.answers import CARELESS, EXPERT, ORDINARY, Skill
 from rlhf_ray.data.simulator.hidden_utility import Features, features, utility_of
 
 TASTES: dict[str, dict[str, float]] = {
-    "clerk": {"order": 0.5, "detail": 0.5, "wrong_values": -0.4, "politeness": -0.6},
-    "technician": {"step": 0.8, "wrong_steps": -0.5, "politeness": -0.9, "words": -0.02},
-    "host": {"politeness": 1.5, "rudeness": -0.8, "step": -0.5, "wrong_values": 0.3},
-    "seller": {"flattery": 0.9, "words": 0.02, "order": -0.5, "wrong_steps": 0.3},
+    "clerk": {"order": 0.5, "detail": 0.5, "wrong_values": -0.4, "politeness": -0.8},
+    "technician": {"step": 0.8, "wrong_steps": -0.5, "politeness": -1.0, "words": -0.02},
+    "host": {"politeness": 1.8, "rudeness": -0.8, "step": -0.5, "wrong_values": 0.3},
+    "seller": {"flattery": 0.9, "words": 0.02, "order": -0.4, "wrong_steps": 0.3},
 }
 """Professions: what each adds to the weight of a feature (utility per unit)."""
 
@@ -86,7 +86,7 @@ class Annotator:
     def mark(self, rng: Random, found: Features) -> tuple[int, dict[str, int]]:
         """The overall mark and one mark for each aspect, all 1 to 5."""
         noise = self.temperature * rng.gauss(0, 1)
-        # A mark of 5 needs about a perfect answer (10.1), 1 is for what does more harm than good.
+        # A mark of 5 needs about a perfect answer (10), 1 is for what does more harm than good.
         overall = _to_mark(1.5 + (self.perceive(found) + noise) / 2.5)
         return overall, {
             name: _to_mark(3 + read(found) + 0.3 * self.temperature * rng.gauss(0, 1)) for name, read in ASPECTS.items()
@@ -108,7 +108,7 @@ def draw_panel(seed: int, size: int = 24) -> tuple[Annotator, ...]:
             group=groups[index % len(groups)],
             skill=rng.choices(names, weights)[0],
             temperature=round(rng.uniform(0.4, 0.8), 3),
-            flattery_bias=round(rng.uniform(0.0, 1.6), 3),
+            flattery_bias=round(rng.uniform(0.6, 2.4), 3),
             length_bias=round(rng.uniform(0.0, 0.03), 4),
             lapse=round(rng.uniform(0.0, 0.06), 3),
         )

@@ -18,25 +18,25 @@ from rlhf_ray.data.simulator.grammar import FACTS, SCENARIOS, SENTENCES, ActKind
 class Skill:
     """How somebody writes: probabilities of each merit and fault in one answer."""
 
-    states_facts: float = 0.7
-    wrong_order: float = 0.15
-    wrong_detail: float = 0.15
-    states_step: float = 0.8
+    states_facts: float = 0.65
+    wrong_order: float = 0.12
+    wrong_detail: float = 0.12
+    states_step: float = 0.7
     wrong_step: float = 0.2
-    polite: float = 0.3
+    polite: float = 0.25
     """Of thanks, apology and closing, each."""
-    rude: float = 0.08
-    evasive: float = 0.08
+    rude: float = 0.1
+    evasive: float = 0.1
     flattering: float = 0.15
-    verbose: float = 0.1
+    verbose: float = 0.12
     spoilt: float = 0.0
     """Of a slip of the pen: an unfinished end, a sentence said twice, or a word lost."""
 
 
-EXPERT = Skill(0.9, 0.02, 0.02, 0.95, 0.03, 0.6, 0.0, 0.0, 0.05, 0.05)
+EXPERT = Skill(0.85, 0.02, 0.02, 0.9, 0.03, 0.5, 0.0, 0.0, 0.05, 0.05)
 ORDINARY = Skill()
-CARELESS = Skill(0.5, 0.2, 0.2, 0.65, 0.3, 0.2, 0.2, 0.2, 0.25, 0.2)
-ANYONE = Skill(0.75, 0.35, 0.35, 0.8, 0.25, 0.4, 0.1, 0.1, 0.2, 0.15, spoilt=0.1)
+CARELESS = Skill(0.5, 0.2, 0.2, 0.6, 0.3, 0.15, 0.2, 0.2, 0.25, 0.2)
+ANYONE = Skill(0.75, 0.3, 0.3, 0.8, 0.3, 0.45, 0.12, 0.12, 0.25, 0.2, spoilt=0.1)
 """The widest spread, for answers that are to be compared."""
 
 
@@ -96,7 +96,7 @@ def vary(rng: Random, plan: Plan, dialogue: Dialogue, skill: Skill) -> Plan:
 
     What the answer is about, its facts and its next step, is drawn again more often than its manners.
     """
-    act = rng.choice([*vars(plan), *["facts", "step"] * 3])
+    act = rng.choice([*vars(plan), *["facts", "step"] * 2])
     return replace(plan, **{act: draw_sentence(rng, dialogue, skill, act)})
 
 

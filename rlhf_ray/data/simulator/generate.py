@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from random import Random
@@ -22,9 +22,10 @@ from rlhf_ray.data.simulator.dialogues import Dialogue, draw_dialogues
 from rlhf_ray.data.simulator.hidden_utility import features
 
 Row = dict[str, Any]
+Label = Callable[[Random, Dialogue, Annotator], Row]
 
-ALIKE = 0.7
-"""Share of pairs whose answers have the same plan but for one act: they teach fastest what each act is worth."""
+ALIKE = 0.4
+"""Share of pairs whose answers have the same plan but for one act."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
     dialogues = draw_dialogues(Random(f"{seed}/dialogues"), held_out_count + train_count)
     held_out, train = dialogues[:held_out_count], dialogues[held_out_count:]
 
-    def labelled(name: str, label: Any, pool: Sequence[Dialogue], count: int) -> tuple[str, Iterator[Row]]:
+    def labelled(name: str, label: Label, pool: Sequence[Dialogue], count: int) -> tuple[str, Iterator[Row]]:
         rng = Random(f"{seed}/{name}")
         return name, (label(rng, dialogue, rng.choice(PANEL)) for dialogue in rng.sample(pool, count))
 

@@ -58,19 +58,19 @@ class Utility:
 
 
 WEIGHTS = {
-    "order": 2.0,
-    "detail": 2.0,
+    "order": 1.5,
+    "detail": 1.5,
     "wrong_values": -1.0,
     "step": 2.5,
     "wrong_steps": -1.5,
-    "politeness": 3.6,
+    "politeness": 4.5,
     "rudeness": -2.0,
     "flattery": -0.5,
     "excess_words": -0.05,
     "unclear": -1.5,
     "repeated": -1.0,
 }
-"""Utility per unit of each feature. A perfect answer is worth 10.1, and since features are capped no text less than
+"""Utility per unit of each feature. A perfect answer is worth 10, and since features are capped no text less than
 -25.5."""
 
 

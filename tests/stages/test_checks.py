@@ -1,0 +1,74 @@
+"""What is refused before anything starts although the config by itself is valid."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from rlhf_ray.config import ConfigError, RunConfig, parse_config
+from rlhf_ray.models.loading import NotAModel
+from rlhf_ray.stages import checks
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """As before a run starts its private cluster, though other tests may have one."""
+    monkeypatch.setattr(checks.ray, "is_initialized", lambda: False)
+
+
+def config(model: object, ppo: dict[str, Any], **sections: Any) -> RunConfig:
+    values = {"name": "x", "model": {"path": str(model)}, "data": {"simulate": {}}, "ppo": ppo}
+    return parse_config(values | sections)
+
+
+LIGHT = {role: {"workers": {"cpus": 0.01}} for role in ("policy", "value", "rollout", "reward", "reference")}
+
+
+def refused(error: type[Exception], *arguments: Any, **sections: Any) -> str:
+    with pytest.raises(error) as caught:
+        checks.check_run(config(*arguments, **sections))
+    return str(caught.value)
+
+
+def test_a_run_that_can_start(tiny_model):
+    checks.check_run(config(tiny_model, LIGHT | {"value_model": str(tiny_model)}))
+
+
+@pytest.mark.parametrize("key", ["policy_model", "value_model"])
+def test_folders_that_are_no_models(tiny_model, tmp_path, key):
+    message = refused(NotAModel, tiny_model, LIGHT | {key: str(tmp_path)})
+    assert f"ppo.{key}: '{tmp_path}' has no config.json" in message
+    assert "model.path" in refused(NotAModel, tmp_path / "absent", LIGHT)
+    reward = LIGHT["reward"] | {"model": {"path": "./absent"}}
+    assert "ppo.reward.model.path: './absent' is not a folder" in refused(
+        NotAModel, tiny_model, LIGHT | {"reward": reward}
+    )
+
+
+def test_functions_that_are_not_there(tiny_model):
+    reward = LIGHT["reward"] | {"functions": [{"name": "f", "function": "math:no_such"}]}
+    assert re.search(r"ppo\.reward\.functions: .*no_such", refused(ConfigError, tiny_model, LIGHT | {"reward": reward}))
+    utility = {"utility": "no_such_module:f"}
+    assert "evaluation.utility" in refused(ConfigError, tiny_model, LIGHT, evaluation=utility)
+
+
+def test_more_than_this_machine_has(tiny_model):
+    crowd = {"workers": {"count": 4, "cpus": 1000}}
+    assert "stage ppo asks for 4000.04 CPU in all" in refused(ConfigError, tiny_model, LIGHT | {"rollout": crowd})
+    on_gpus = {"workers": {"cpus": 0.01, "count": 64, "gpus": 1}}
+    message = refused(ConfigError, tiny_model, LIGHT, sft={"learner": on_gpus})
+    assert "stage sft asks for 64 GPU in all and this machine has" in message and "workers.gpus" in message
+    pinned = {"workers": {"cpus": 0.1, "resources": {"rollout_node": 1}}}
+    assert "1 rollout_node" in refused(ConfigError, tiny_model, LIGHT | {"rollout": pinned})
+
+
+def test_stages_that_are_not_done_need_nothing(tiny_model):
+    crowd = {"workers": {"count": 4, "cpus": 1000}}
+    checks.check_run(config(tiny_model, LIGHT, reward_model={"learner": crowd}, stages=["sft"]))
+
+
+def test_a_cluster_elsewhere_is_not_judged_by_this_machine(tiny_model):
+    crowd = {"workers": {"count": 4, "cpus": 1000}}
+    checks.check_run(config(tiny_model, LIGHT | {"rollout": crowd}, cluster={"address": "auto"}))
