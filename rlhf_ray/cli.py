@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,8 @@ def report(folder: Annotated[Path, typer.Argument(help="A run's folder")]) -> No
 
 def main() -> None:
     """Run the command; what the user can mend is said in one line, without a traceback."""
+    # People keep their reward functions in the directory they start from; a console script does not look there by itself.
+    sys.path.insert(0, os.getcwd())
     try:
         app()
     except _expected_errors() as error:

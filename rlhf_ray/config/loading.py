@@ -68,10 +68,10 @@ def dump_config(config: RunConfig) -> str:
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            key: dict.fromkeys(item, "<not shown>") if key == "env" and isinstance(item, dict) else _without_secrets(item)
-            for key, item in value.items()
-        }
+        shown = {key: _without_secrets(item) for key, item in value.items()}
+        if isinstance(env := shown.get("env"), dict):
+            shown["env"] = dict.fromkeys(env, "<not shown>")
+        return shown
     return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 

@@ -45,7 +45,7 @@ class Admission:
         """A running group is given up.
 
         Raises:
-            TooManyDrops: as many groups were dropped as a batch holds; training would wait for ever.
+            TooManyDrops: more groups were dropped than a batch holds; training would wait for ever.
         """
         self.running -= 1
         self.dropped_since_batch += 1

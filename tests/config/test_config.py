@@ -222,3 +222,6 @@ def test_a_dump_names_environment_variables_and_keeps_their_values_to_itself(fil
     )
     text = dump_config(load_config(file, [f"{role}.workers.env={{HF_TOKEN: canary-1234}}" for role in roles]))
     assert text.count("HF_TOKEN") == len(roles) and "canary" not in text
+    assert "env: eager" in dump_config(load_config(file, ["ppo.rollout.engine={env: eager}"])), (
+        "an engine's own setting"
+    )

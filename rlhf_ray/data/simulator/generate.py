@@ -33,7 +33,7 @@ class Sizes:
     """Number of rows in each file."""
 
     demonstrations: int = 4000
-    pairs: int = 8000
+    pairs: int = 16000
     held_out_pairs: int = 600
     rankings: int = 200
     scores: int = 200
@@ -131,13 +131,16 @@ def _prompts(dialogues: Iterable[Dialogue]) -> Iterator[Row]:
 def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
     """Every file's name and rows. Each file has a random stream of its own."""
     held_out_count = max(sizes.held_out_prompts, sizes.held_out_pairs)
-    train_count = max(sizes.prompts, sizes.demonstrations, sizes.pairs, sizes.rankings, sizes.scores, sizes.edits)
+    # Labels are dearer than dialogues: two pairs may be asked of one.
+    pair_dialogues = -(-sizes.pairs // 2)
+    train_count = max(sizes.prompts, sizes.demonstrations, pair_dialogues, sizes.rankings, sizes.scores, sizes.edits)
     dialogues = draw_dialogues(Random(f"{seed}/dialogues"), held_out_count + train_count)
     held_out, train = dialogues[:held_out_count], dialogues[held_out_count:]
 
     def labelled(name: str, label: Label, pool: Sequence[Dialogue], count: int) -> tuple[str, Iterator[Row]]:
         rng = Random(f"{seed}/{name}")
-        return name, (label(rng, dialogue, rng.choice(PANEL)) for dialogue in rng.sample(pool, count))
+        rounds = -(-count // len(pool)) if pool else 0
+        return name, (label(rng, dialogue, rng.choice(PANEL)) for dialogue in rng.sample([*pool] * rounds, count))
 
     yield labelled("demonstrations", _demonstration, train, sizes.demonstrations)
     yield labelled("pairs", _pair, train, sizes.pairs)
