@@ -1,8 +1,8 @@
 """Tokens per second of `LearnerGroup.update` against a bare PyTorch loop of the same mathematics.
 
-Both sides are one process with the same environment, model, sequences, micro-batches sorted by length and fused AdamW; they take
-turns. The service's side is timed by its caller, so it holds whatever a step costs beside arithmetic: the call and its data,
-DeepSpeed, diagnostics with the entropy. The bare loop has its data and is timed from within.
+Both sides are one process with the same environment, model, sequences, micro-batches and fused AdamW; they take turns. The
+service's side is timed by its caller, so it holds whatever a step costs beside arithmetic: the call and its data, DeepSpeed,
+diagnostics with the entropy. The bare loop has its data and is timed from within.
 Usage: `python benchmarks/learner.py [--sizes small medium] [--precision fp32|autocast] [--quick] …`.
 """
 
@@ -30,6 +30,7 @@ from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.planning import plan_micro_batches
 
 LEARNING_RATE, CLIP, BETA, MAX_NORM = 1e-6, 0.2, 0.05, 1.0
 TURNS = {"small": 15, "medium": 5}
@@ -81,18 +82,13 @@ def as_batch(sequences: list[Sequence]) -> Batch:
 class BareLoop:
     """What one would write in a notebook, with care for speed."""
 
-    def __init__(self, model: str, sequences: list[Sequence], token_budget: int, autocast: bool, threads: int) -> None:
+    def __init__(self, model: str, micro_batches: list[list[Sequence]], autocast: bool, threads: int) -> None:
         torch.set_num_threads(threads)
         self.model = AutoModelForCausalLM.from_pretrained(model).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True)
         self.autocast = autocast
-        self.targets = sum(len(s.old) for s in sequences)
-        self.micro_batches = []
-        rest = sorted(sequences, key=lambda s: -len(s.token_ids))
-        while rest:
-            count = max(1, token_budget // len(rest[0].token_ids))
-            self.micro_batches.append(rest[:count])
-            rest = rest[count:]
+        self.micro_batches = micro_batches
+        self.targets = sum(len(s.old) for micro_batch in micro_batches for s in micro_batch)
 
     def step(self) -> float:
         """Seconds of one optimizer step."""
@@ -137,8 +133,9 @@ async def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[
     options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
     group = await LearnerGroup.start(LearnerSpec("policy", model, config, algorithm), lambda index: options)
     autocast = arguments.precision == "autocast"
-    bare = ray.remote(BareLoop).options(**options)
-    bare = bare.remote(model, sequences, arguments.micro_batch_tokens, autocast, arguments.threads)
+    (plan,) = plan_micro_batches(batch.lengths, 1, arguments.micro_batch_tokens).micro_batches
+    micro_batches = [[sequences[index] for index in indices] for indices in plan]
+    bare = ray.remote(BareLoop).options(**options).remote(model, micro_batches, autocast, arguments.threads)
     seconds: dict[str, list[float]] = {"learner": [], "bare": []}
     for _ in range(arguments.turns or TURNS[size]):
         began = time.perf_counter()

@@ -19,7 +19,10 @@ def ray_cluster():
     """A private Ray with more logical CPUs than this machine may have; roles are bookkeeping."""
     import ray
 
-    ray.init(address="local", include_dashboard=False, num_cpus=8, log_to_driver=False)
+    from rlhf_ray.stages.cluster import local_runtime_env
+
+    runtime_env = local_runtime_env()
+    ray.init(address="local", include_dashboard=False, num_cpus=8, log_to_driver=False, runtime_env=runtime_env)
     yield
     ray.shutdown()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,7 +23,7 @@ def connect(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     if config.address is None:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=local_runtime_env())
     else:
         # Nodes need the libraries; this package travels with the run, so that both sides have the same version.
         ray.init(address=config.address, runtime_env={"py_modules": [rlhf_ray]})
@@ -29,3 +31,9 @@ def connect(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def local_runtime_env() -> dict[str, str]:
+    """What worker processes on this machine need: Ray starts them by a shell and does not quote the interpreter's path."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}

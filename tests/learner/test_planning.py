@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.learner.planning import OVERHEAD, plan_micro_batches
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 RANKS = st.integers(1, 5)
@@ -51,14 +54,24 @@ def test_padded_tokens_stay_within_the_budget_unless_one_group_exceeds_it(proble
             assert padded <= budget or len(micro) == group
 
 
-@given(problems())
-def test_micro_batches_are_no_smaller_than_they_must_be(problem):
-    """The next group would not have fitted."""
-    lengths, ranks, budget, group = problem
-    for rank in plan_micro_batches(lengths, ranks, budget, group).micro_batches:
-        filled = [micro for micro in rank if len(micro)]
-        for micro, _ in zip(filled, filled[1:], strict=False):
-            assert (len(micro) + group) * int(lengths[micro].max()) > budget
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9), BUDGET)
+def test_no_other_cut_of_the_sorted_sequences_costs_less(lengths, budget):
+    """Padding and the overhead of each micro-batch together, against every way to cut."""
+    (plan,) = plan_micro_batches(np.asarray(lengths), 1, budget).micro_batches
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(cuts: list[list[int]]) -> float:
+        return sum(len(cut) * max(cut) for cut in cuts) + len(cuts) * budget * OVERHEAD
+
+    def every_way(rest: list[int]) -> Iterator[list[list[int]]]:
+        if not rest:
+            yield []
+        for count in range(1, len(rest) + 1):
+            if count == 1 or count * rest[0] <= budget:
+                yield from ([rest[:count], *others] for others in every_way(rest[count:]))
+
+    best = min(cost(way) for way in every_way(ordered))
+    assert cost([[lengths[i] for i in micro] for micro in plan]) == pytest.approx(best)
 
 
 @given(problems())
@@ -82,6 +95,7 @@ def test_a_plan_is_a_function_of_its_arguments(problem):
 
 
 def test_an_example_by_hand():
-    plan = plan_micro_batches(np.asarray([10, 50, 20, 40, 30]), ranks=2, token_budget=60).micro_batches
-    # Longest first to the emptier rank: 50 | 40, then 30 to the second, 20 to the first, and 10 to either (70 and 70).
+    plan = plan_micro_batches(np.asarray([19, 50, 20, 40, 30]), ranks=2, token_budget=60).micro_batches
+    # Longest first to the emptier rank: 50 | 40, then 30 to the second, 20 to the first, and 19 to either (70 and 70).
+    # One token of padding costs less than another micro-batch (60/32).
     assert [[micro.tolist() for micro in rank] for rank in plan] == [[[1], [2, 0]], [[3], [4]]]
