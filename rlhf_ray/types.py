@@ -79,7 +79,7 @@ class Score:
     total: float
     """The scalar that the policy is trained on."""
     parts: dict[str, float]
-    """The same by source (`reward_model`, `function`, …), for metrics and samples."""
+    """The score of each source (`model`, a function's name), before its weight; for metrics and samples."""
 
 
 @dataclass(frozen=True)

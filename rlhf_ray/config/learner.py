@@ -74,6 +74,14 @@ class LearnerConfig(Section):
     """Optimizer and schedule."""
 
     @model_validator(mode="after")
+    def _one_gpu_per_rank(self) -> LearnerConfig:
+        if self.workers.gpus > 1:
+            raise ValueError(f"workers.gpus is {self.workers.gpus:g}; a rank uses one GPU: count is the number of GPUs")
+        if self.attention == "flash_attention_2" and self.workers.gpus == 0:
+            raise ValueError("attention flash_attention_2 runs on GPUs only and workers.gpus is 0; use sdpa")
+        return self
+
+    @model_validator(mode="after")
     def _offload_needs_gpu(self) -> LearnerConfig:
         if (self.sharding.offload_optimizer or self.sharding.offload_parameters) and self.workers.gpus == 0:
             raise ValueError(

@@ -18,8 +18,19 @@ class ConfigError(ValueError):
     """The config cannot be used; the message lists every reason."""
 
 
+NOT_SHOWN = "<not shown>"
+"""Stands for environment values, which may be secrets, in a dumped config."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as text; people mean a number."""
+    """YAML 1.1 reads `1e-4` as text where people mean a number, and lets a second key of the same name win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -70,7 +81,7 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         shown = {key: _without_secrets(item) for key, item in value.items()}
         if isinstance(env := shown.get("env"), dict):
-            shown["env"] = dict.fromkeys(env, "<not shown>")
+            shown["env"] = dict.fromkeys(env, NOT_SHOWN)
         return shown
     return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 

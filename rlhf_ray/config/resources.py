@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
 
@@ -22,6 +22,14 @@ class Workers(Section):
     """Custom Ray resources that each actor reserves, e.g. `{"rollout_node": 1}`, to pin a role to some nodes."""
     env: dict[str, str] = {}
     """Environment variables of each actor's process."""
+
+    @field_validator("env")
+    @classmethod
+    def _real_values(cls, env: dict[str, str]) -> dict[str, str]:
+        dumped = [name for name, value in env.items() if value == "<not shown>"]
+        if dumped:
+            raise ValueError(f"{', '.join(dumped)}: a dumped config leaves environment values out; fill them in")
+        return env
 
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> Workers:

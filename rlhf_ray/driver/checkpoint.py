@@ -6,6 +6,7 @@ without a complete, matching manifest is not a checkpoint. DeepSpeed's files are
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -45,10 +46,21 @@ async def save(folder: Path, state: RunState, write_roles: Callable[[Path], Awai
     """
     final = folder / f"step_{state.step}"
     temporary = folder / f"tmp_step_{state.step}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob("tmp_step_*"):
+        shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     await write_roles(temporary)
     (temporary / STATE).write_text(json.dumps(asdict(state)))
+    # Reading and hashing gigabytes must not stop the event loop, in which rollouts arrive.
+    await asyncio.to_thread(_seal, temporary, final)
+    # A newer folder that a resumed run passed over as damaged must not count among those that are kept.
+    for old in [step for step in _steps(folder) if step <= state.step][:-keep]:
+        shutil.rmtree(folder / f"step_{old}")
+    return final
+
+
+def _seal(temporary: Path, final: Path) -> None:
+    """Manifest, fsync, rename."""
     manifest = {str(p.relative_to(temporary)): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (temporary, *temporary.rglob("*")):
@@ -56,11 +68,7 @@ async def save(folder: Path, state: RunState, write_roles: Callable[[Path], Awai
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-    _fsync(folder)
-    # A newer folder that a resumed run passed over as damaged must not count among those that are kept.
-    for old in [step for step in _steps(folder) if step <= state.step][:-keep]:
-        shutil.rmtree(folder / f"step_{old}")
-    return final
+    _fsync(final.parent)
 
 
 def load_state(checkpoint: Path) -> RunState:

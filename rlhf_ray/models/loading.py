@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -56,10 +57,30 @@ def local_folder(path: str) -> str:
     """The folder itself, or that of a hub model, downloaded first (safetensors and text files only).
 
     Actors run offline, so this happens once, in the driver.
+
+    Raises:
+        NotAModel: neither a folder nor to be had from a hub.
     """
     if not is_hub_name(path):
         return str(Path(path).expanduser().absolute())
-    return snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])
+    try:
+        return snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])
+    except (OSError, HfHubHTTPError) as error:
+        raise NotAModel(
+            f"{path!r} is no folder here, and as the name of a hub model it cannot be fetched: {error}"
+        ) from error
+
+
+def check_same_tokenizer(path: str, other: str, what: str) -> None:
+    """Refuse models that would read each other's token ids as something else.
+
+    Raises:
+        NotAModel: naming both.
+    """
+    if load_tokenizer(path).get_vocab() != load_tokenizer(other).get_vocab():
+        raise NotAModel(
+            f"{what}: the tokenizer of {path!r} is not that of the policy, {other!r}; token ids would not match"
+        )
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

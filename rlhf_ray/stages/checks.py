@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import ray
+from transformers import AutoConfig
 
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.models.loading import check_model_folder, is_hub_name
+from rlhf_ray.models.loading import check_model_folder, check_same_tokenizer, local_folder
 from rlhf_ray.placement import plan_placement
 from rlhf_ray.scoring.sources import resolve_function
 
@@ -25,9 +26,15 @@ def check_run(config: RunConfig) -> None:
         "ppo.value_model": config.ppo.value_model,
         "ppo.reward.model.path": config.ppo.reward.model and config.ppo.reward.model.path,
     }
-    for key, path in named.items():
-        if path is not None and not is_hub_name(path):
-            check_model_folder(path, key)
+    folders = {key: local_folder(path) for key, path in named.items() if path is not None}
+    for key, folder in folders.items():
+        check_model_folder(folder, key)
+    policy = folders.get("ppo.policy_model") or folders.get("model.path")
+    for key in ("ppo.value_model", "ppo.reward.model.path"):
+        if policy is not None and key in folders:
+            check_same_tokenizer(folders[key], policy, key)
+    if policy is not None:
+        _check_context(config, policy)
     for source in config.ppo.reward.functions:
         _resolve("ppo.reward.functions", source.function)
     if config.evaluation.utility is not None:
@@ -41,6 +48,18 @@ def _resolve(key: str, function: str) -> None:
         resolve_function(function)
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
+
+
+def _check_context(config: RunConfig, model: str) -> None:
+    positions = getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "max_position_embeddings", None)
+    longest = max(
+        config.data.max_dialogue_tokens, config.data.max_prompt_tokens + config.ppo.rollout.sampling.max_new_tokens
+    )
+    if positions is not None and positions < longest:
+        raise ConfigError(
+            f"model {model!r} reads {positions} tokens; data.max_dialogue_tokens and data.max_prompt_tokens + "
+            f"ppo.rollout.sampling.max_new_tokens allow {longest}: lower them"
+        )
 
 
 def _check_machine(config: RunConfig) -> None:

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
 
 from rlhf_ray.config.data import DataConfig, SourceConfig
 from rlhf_ray.data.readers import DataError, Loaded, Source, load_demonstrations, load_pairs, load_prompts
@@ -18,7 +17,8 @@ from rlhf_ray.data.simulator import SimulatedData, Sizes, simulate
 from rlhf_ray.data.split import split_held_out
 from rlhf_ray.data.tokenize import Encoded
 
-Record = TypeVar("Record")
+Note = Callable[[str], None]
+"""Is told what was left out of the data, and why."""
 SIMULATED_UTILITY = "rlhf_ray.data.simulator:utility_reward"
 
 
@@ -44,11 +44,12 @@ class Datasets:
         return [turn["content"] for record in self.demonstrations.train for turn in record.messages]
 
 
-def load_datasets(config: DataConfig, folder: Path, seed: int) -> Datasets:
+def load_datasets(config: DataConfig, folder: Path, seed: int, note: Note) -> Datasets:
     """Read or simulate everything that the config names.
 
     Args:
         folder: of the run; simulated data and quarantined lines go below its `data`.
+        note: told what was left out.
 
     Raises:
         DataError, FileNotFoundError: naming the source, and the line where one is malformed.
@@ -56,20 +57,24 @@ def load_datasets(config: DataConfig, folder: Path, seed: int) -> Datasets:
     if config.simulate is not None:
         return _simulated(config, folder / "data", seed)
     return Datasets(
-        _read(config, "demonstrations", load_demonstrations, lambda r: r.messages[:-1], folder),
-        _read(config, "pairs", load_pairs, lambda r: r.prompt, folder),
-        _read(config, "prompts", load_prompts, lambda r: r.messages, folder),
+        _read(config, "demonstrations", load_demonstrations, lambda r: r.messages[:-1], folder, note),
+        _read(config, "pairs", load_pairs, lambda r: r.prompt, folder, note),
+        _read(config, "prompts", load_prompts, lambda r: r.messages, folder, note),
     )
 
 
-def fitting(encoded: Encoded, what: str, limit: str) -> tuple:
-    """The items that fit.
+def fitting(encoded: Encoded, what: str, limit: str, note: Note) -> tuple:
+    """The items that fit; `note` is told how many do not.
 
     Raises:
         DataError: none does.
     """
     if not encoded.items:
         raise DataError(f"all {encoded.too_long} {what} are longer than {limit}; raise it, or use shorter ones")
+    if encoded.too_long:
+        note(
+            f"{encoded.too_long} of {encoded.too_long + len(encoded.items)} {what} are longer than {limit} and left out"
+        )
     return encoded.items
 
 
@@ -89,14 +94,17 @@ def _simulated(config: DataConfig, folder: Path, seed: int) -> Datasets:
 
 
 def _read(
-    config: DataConfig, kind: str, load: Callable[[Source], Loaded], prompt_of: Callable, folder: Path
+    config: DataConfig, kind: str, load: Callable[[Source], Loaded], prompt_of: Callable, folder: Path, note: Note
 ) -> Split | None:
     source: SourceConfig | None = getattr(config, kind)
     if source is None:
         return None
     quarantine = folder / "data" / f"quarantined_{kind}.jsonl"
     location = Source(source.location, source.format, source.split, config.on_malformed, quarantine)
-    records = tuple(itertools.islice(load(location).records, source.limit))
+    loaded = load(location)
+    if loaded.quarantined:
+        note(f"{loaded.quarantined} malformed lines of {source.location} are left out; see data/{quarantine.name}")
+    records = tuple(itertools.islice(loaded.records, source.limit))
     train, held_out = split_held_out(records, prompt_of, config.held_out_fraction)
     if not train or not held_out:
         raise DataError(

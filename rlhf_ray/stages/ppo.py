@@ -38,9 +38,8 @@ async def run_ppo(
 ) -> None:
     """Train the policy, from the checkpoint `found` where there is one, and leave it in the run's `policy` folder."""
     tokenizer = load_tokenizer(model)
-    prompts = fitting(
-        encode_prompts(tokenizer, data.train, config.data.max_prompt_tokens), "prompts", "data.max_prompt_tokens"
-    )
+    encoded = encode_prompts(tokenizer, data.train, config.data.max_prompt_tokens)
+    prompts = fitting(encoded, "prompts", "data.max_prompt_tokens", lambda message: events.emit("drop", message))
     source = PromptSource(prompts, config.name, config.seed, config.ppo.samples_per_prompt)
     state = TrainingState.initial(config.ppo.algorithm.kl)
     if found is not None:

@@ -10,7 +10,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.tokenize import Dialogue, DialoguePair, encode_demonstrations, encode_pairs
 from rlhf_ray.models.loading import load_tokenizer, local_folder
 from rlhf_ray.models.tiny import build_tiny_model
-from rlhf_ray.stages.datasets import Datasets, Split, fitting
+from rlhf_ray.stages.datasets import Datasets, Note, Split, fitting
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -25,21 +25,21 @@ def base_model(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
     return str(base)
 
 
-def run_sft(config: RunConfig, folder: RunFolder, model: str, data: Split) -> None:
+def run_sft(config: RunConfig, folder: RunFolder, model: str, data: Split, note: Note) -> None:
     """Fine-tune on demonstrations; the loss is on the assistant's turns."""
     tokenizer, limit = load_tokenizer(model), config.data.max_dialogue_tokens
     batches = [
-        _dialogues(fitting(encode_demonstrations(tokenizer, records, limit), "demonstrations", _LIMIT))
+        _dialogues(fitting(encode_demonstrations(tokenizer, records, limit), "demonstrations", _LIMIT, note))
         for records in (data.train, data.held_out)
     ]
     run_supervised(SupervisedJob("sft", folder, model, config.sft, 0.0, config.seed), *batches)
 
 
-def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Split) -> None:
+def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Split, note: Note) -> None:
     """Learn a reward from pairs, starting from the fine-tuned policy's backbone."""
     tokenizer, limit = load_tokenizer(model), config.data.max_dialogue_tokens
     batches = [
-        pack_pairs(fitting(encode_pairs(tokenizer, records, limit), "pairs", _LIMIT), tokenizer)
+        pack_pairs(fitting(encode_pairs(tokenizer, records, limit), "pairs", _LIMIT, note), tokenizer)
         for records in (data.train, data.held_out)
     ]
     settings = config.reward_model

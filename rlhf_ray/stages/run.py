@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhf_ray.config import RunConfig, dump_config
+from rlhf_ray.config.changes import check_unchanged
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver.journal import note_worker_event
 from rlhf_ray.driver.roles import ModelPaths, Roles
@@ -50,6 +51,10 @@ class Run:
         yield
         self.events.emit("stage", f"{name} ends", seconds=round(time.perf_counter() - began, 2))
 
+    def note(self, message: str) -> None:
+        """Write down what was left out of the data."""
+        self.events.emit("drop", message)
+
     @property
     def start(self) -> str:
         """The folder that PPO starts from."""
@@ -76,8 +81,10 @@ def run(config: RunConfig, resume: bool = False) -> RunFolder:
     folder = RunFolder(f"{config.folder}/{config.name}")
     check_run(config)
     with folder.claim(resume), EventLog(folder.events) as events:
+        if folder.config.is_file():
+            check_unchanged(folder.config.read_text(), config)
         atomic_write(folder.config, dump_config(config))
-        data = load_datasets(config.data, folder.path, config.seed)
+        data = load_datasets(config.data, folder.path, config.seed, lambda message: events.emit("drop", message))
         current = Run(config, folder, events, data, base_model(config, folder, data))
         with connect(config.cluster):
             _supervised_stages(current)
@@ -91,10 +98,10 @@ def _supervised_stages(current: Run) -> None:
     config, folder = current.config, current.folder
     if "sft" in config.stages and not (folder.sft / "config.json").is_file():
         with current.stage("sft"):
-            run_sft(config, folder, current.base, current.data.demonstrations)
+            run_sft(config, folder, current.base, current.data.demonstrations, current.note)
     if "reward_model" in config.stages and not (folder.reward_model / "config.json").is_file():
         with current.stage("reward_model"):
-            run_reward_model(config, folder, current.start, current.data.pairs)
+            run_reward_model(config, folder, current.start, current.data.pairs, current.note)
 
 
 async def _reinforcement_stages(current: Run) -> None:
@@ -131,9 +138,8 @@ async def _evaluate(current: Run, roles: Roles) -> None:
     config, folder = current.config, current.folder
     tokenizer = load_tokenizer(current.start)
     limit = config.data.max_prompt_tokens
-    prompts = fitting(
-        encode_prompts(tokenizer, current.data.prompts.held_out, limit), "prompts", "data.max_prompt_tokens"
-    )
+    encoded = encode_prompts(tokenizer, current.data.prompts.held_out, limit)
+    prompts = fitting(encoded, "held-out prompts", "data.max_prompt_tokens", current.note)
     prompts = prompts[: config.evaluation.prompts]
     utility = config.evaluation.utility or (SIMULATED_UTILITY if config.data.simulate else None)
     policies = {"base": current.base, "sft": current.start, "ppo": str(folder.policy)}

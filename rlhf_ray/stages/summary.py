@@ -29,7 +29,9 @@ def print_placement(config: RunConfig) -> None:
     for stage, settings in (("sft", config.sft), ("reward_model", config.reward_model)):
         if stage in config.stages:
             workers = settings.learner.workers
-            console.print(f"{stage} before it: {workers.count} × ({workers.cpus:g} CPU, {workers.gpus:g} GPU)", highlight=False)
+            console.print(
+                f"{stage} before it: {workers.count} × ({workers.cpus:g} CPU, {workers.gpus:g} GPU)", highlight=False
+            )
 
 
 def print_summary(folder: RunFolder) -> None:

@@ -82,7 +82,7 @@ _FAMILIES = (
     (re.compile(r"time/(?P<part>.+)_s"), "s", "wall time of the step in which this phase was active"),
     (re.compile(r"idle/(?P<part>.+)"), "%", "share of the step's wall time in which this role did nothing"),
     (re.compile(r"throughput/(?P<part>.+)_tokens_per_s"), "1/s", "tokens that this role handled per second"),
-    (re.compile(r"reward/part/(?P<part>.+)"), "", "mean contribution of this source to the score"),
+    (re.compile(r"reward/part/(?P<part>.+)"), "", "mean score of this source, before its weight"),
 )
 
 

@@ -77,5 +77,3 @@ def ragged_batch(rng: np.random.Generator, vocabulary: int, lengths: list[int], 
         advantages=rng.normal(size=count).astype(np.float32),
         reference_logprobs=(old + rng.normal(scale=0.1, size=count)).astype(np.float32),
     )
-
-

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rank_worker import RankWorker, ragged_batch  # noqa: E402
+from rank_worker import RankWorker, ragged_batch
 
 LENGTHS = [3, 31, 4, 17, 9, 24, 5]
 STEPS = 5

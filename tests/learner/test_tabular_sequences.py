@@ -26,8 +26,8 @@ REWARDS = np.asarray([0.2, 1.0, -0.5, 0.3, -1.0, 0.6, 0.1], dtype=np.float32)
 @pytest.fixture(scope="module")
 def three_word_model(tmp_path_factory):
     """A transformer over three words: small, and able to represent every distribution over these sequences."""
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
     from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     folder = tmp_path_factory.mktemp("three_words")
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_ray.config import ConfigError, RunConfig, parse_config
 from rlhf_ray.models.loading import NotAModel
+from rlhf_ray.models.tiny import build_tiny_model
 from rlhf_ray.stages import checks
 
 
@@ -19,7 +20,8 @@ def no_cluster(monkeypatch):
 
 
 def config(model: object, ppo: dict[str, Any], **sections: Any) -> RunConfig:
-    values = {"name": "x", "model": {"path": str(model)}, "data": {"simulate": {}}, "ppo": ppo}
+    data = {"simulate": {}, "max_prompt_tokens": 60, "max_dialogue_tokens": 128}
+    values = {"name": "x", "model": {"path": str(model)}, "data": data, "ppo": ppo}
     return parse_config(values | sections)
 
 
@@ -42,7 +44,7 @@ def test_folders_that_are_no_models(tiny_model, tmp_path, key):
     assert f"ppo.{key}: '{tmp_path}' has no config.json" in message
     assert "model.path" in refused(NotAModel, tmp_path / "absent", LIGHT)
     reward = LIGHT["reward"] | {"model": {"path": "./absent"}}
-    assert "ppo.reward.model.path: './absent' is not a folder" in refused(
+    assert "absent' is not a folder" in refused(
         NotAModel, tiny_model, LIGHT | {"reward": reward}
     )
 
@@ -72,3 +74,23 @@ def test_stages_that_are_not_done_need_nothing(tiny_model):
 def test_a_cluster_elsewhere_is_not_judged_by_this_machine(tiny_model):
     crowd = {"workers": {"count": 4, "cpus": 1000}}
     checks.check_run(config(tiny_model, LIGHT | {"rollout": crowd}, cluster={"address": "auto"}))
+
+
+def test_sequences_longer_than_the_model_reads(tiny_model):
+    data = {"simulate": {}, "max_prompt_tokens": 60, "max_dialogue_tokens": 129}
+    assert "reads 128 tokens" in refused(ConfigError, tiny_model, LIGHT, data=data)
+
+
+def test_models_with_different_tokenizers(tiny_model, tmp_path):
+    """A reward model of another vocabulary would read the policy's token ids as something else."""
+    other = tmp_path / "other"
+    build_tiny_model(other, ["other words entirely, for another tokenizer"] * 20, vocab_size=310, hidden_size=64, layers=1,
+                     heads=2, kv_heads=1, max_positions=128)  # fmt: skip
+    reward = LIGHT["reward"] | {"model": {"path": str(other)}}
+    assert "token ids would not match" in refused(NotAModel, tiny_model, LIGHT | {"reward": reward})
+
+
+def test_a_name_that_is_neither_folder_nor_model(tiny_model, monkeypatch):
+    """One slash looks like a hub's name; offline it must be refused now and not after hours."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "no folder here" in refused(NotAModel, "runs/sftt", LIGHT)

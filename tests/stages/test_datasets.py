@@ -55,7 +55,7 @@ def everything(tmp_path) -> DataConfig:
 
 
 def test_a_prompt_is_held_out_of_every_kind_or_of_none(everything, tmp_path):
-    data = load_datasets(everything, tmp_path / "run", seed=0)
+    data = load_datasets(everything, tmp_path / "run", 0, print)
     kinds = (data.demonstrations, data.pairs, data.prompts)
     trained = set.union(*(questions(kind.train) for kind in kinds))
     held_out = set.union(*(questions(kind.held_out) for kind in kinds))
@@ -65,14 +65,14 @@ def test_a_prompt_is_held_out_of_every_kind_or_of_none(everything, tmp_path):
 
 
 def test_texts_for_the_tokenizer_are_of_training_dialogues_only(everything, tmp_path):
-    data = load_datasets(everything, tmp_path / "run", seed=0)
+    data = load_datasets(everything, tmp_path / "run", 0, print)
     assert set(data.texts) == {m["content"] for r in data.demonstrations.train for m in r.messages}
     assert not {r.messages[0]["content"] for r in data.demonstrations.held_out} & set(data.texts)
 
 
 def test_simulated_stages_share_no_held_out_prompt(tmp_path):
     config = DataConfig(simulate=SMALL)
-    data = load_datasets(config, tmp_path, seed=3)
+    data = load_datasets(config, tmp_path, 3, print)
     assert (len(data.pairs.train), len(data.pairs.held_out)) == (50, 20)
     assert (len(data.prompts.train), len(data.prompts.held_out)) == (40, 20)
     assert len(data.demonstrations.train) + len(data.demonstrations.held_out) == 60 and data.demonstrations.held_out
@@ -94,34 +94,34 @@ def test_simulated_stages_share_no_held_out_prompt(tmp_path):
 
 
 def test_a_second_attempt_reads_the_same_simulated_data(tmp_path):
-    first = load_datasets(DataConfig(simulate=SMALL), tmp_path, seed=3)
+    first = load_datasets(DataConfig(simulate=SMALL), tmp_path, 3, print)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
-    assert load_datasets(DataConfig(simulate=SMALL), tmp_path, seed=3) == first
+    assert load_datasets(DataConfig(simulate=SMALL), tmp_path, 3, print) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == files
 
 
 def test_a_limit_takes_the_first_records(everything, tmp_path):
     limited = everything.model_copy(update={"prompts": everything.prompts.model_copy(update={"limit": 30})})
-    data = load_datasets(limited, tmp_path, seed=0)
+    data = load_datasets(limited, tmp_path, 0, print)
     contents = {r.messages[0]["content"] for r in (*data.prompts.train, *data.prompts.held_out)}
     assert contents == {f"question {i}" for i in range(30)}
 
 
 def test_sources_that_are_not_named_are_not_there(tmp_path):
-    data = load_datasets(DataConfig(prompts=write(tmp_path / "p.jsonl", prompts(50))), tmp_path, seed=0)
+    data = load_datasets(DataConfig(prompts=write(tmp_path / "p.jsonl", prompts(50))), tmp_path, 0, print)
     assert data == Datasets(None, None, data.prompts) and data.prompts.held_out
 
 
 def test_a_malformed_line_is_fatal_with_its_number(tmp_path):
     config = DataConfig(prompts=write(tmp_path / "p.jsonl", [*prompts(20), "{broken", *prompts(40)[20:]]))
     with pytest.raises(DataError, match=r"p\.jsonl, line 21: not JSON"):
-        load_datasets(config, tmp_path / "run", seed=0)
+        load_datasets(config, tmp_path / "run", 0, print)
 
 
 def test_or_it_is_put_aside(tmp_path):
     source = write(tmp_path / "p.jsonl", [*prompts(20), "{broken", *prompts(40)[20:], json.dumps({"prompt": []})])
     config = DataConfig(prompts=source, on_malformed="quarantine")
-    data = load_datasets(config, tmp_path / "run", seed=0)
+    data = load_datasets(config, tmp_path / "run", 0, print)
     assert len(data.prompts.train) + len(data.prompts.held_out) == 40
     aside = [json.loads(x) for x in (tmp_path / "run/data/quarantined_prompts.jsonl").read_text().splitlines()]
     assert [(line["line"], line["text"]) for line in aside] == [(21, "{broken"), (42, '{"prompt": []}')]
@@ -133,16 +133,18 @@ def test_or_it_is_put_aside(tmp_path):
 )
 def test_too_little(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
-        load_datasets(DataConfig(prompts=write(tmp_path / "p.jsonl", rows)), tmp_path / "run", seed=0)
+        load_datasets(DataConfig(prompts=write(tmp_path / "p.jsonl", rows)), tmp_path / "run", 0, print)
 
 
 def test_no_file(tmp_path):
     config = DataConfig(prompts=SourceConfig(location=str(tmp_path / "absent.jsonl")))
     with pytest.raises(FileNotFoundError, match=r"absent\.jsonl"):
-        load_datasets(config, tmp_path / "run", seed=0)
+        load_datasets(config, tmp_path / "run", 0, print)
 
 
-def test_fitting():
-    assert fitting(Encoded((1, 2), 5), "prompts", "data.max_prompt_tokens") == (1, 2)
-    with pytest.raises(DataError, match="all 5 prompts are longer than data.max_prompt_tokens; raise it"):
-        fitting(Encoded((), 5), "prompts", "data.max_prompt_tokens")
+def test_what_does_not_fit_is_told():
+    told = []
+    assert fitting(Encoded((1, 2), 5), "prompts", "data.max_prompt_tokens", told.append) == (1, 2)
+    assert told == ["5 of 7 prompts are longer than data.max_prompt_tokens and left out"]
+    with pytest.raises(DataError, match="data.max_prompt_tokens"):
+        fitting(Encoded((), 5), "prompts", "data.max_prompt_tokens", told.append)

@@ -23,7 +23,9 @@ def transcripts(tmp_path) -> Path:
     path = tmp_path / "pairs.jsonl"
     lines = []
     for number in range(120):
-        question = f"\n\nHuman: What is {number} plus one?\n\nAssistant: Let me think.\n\nHuman: Please do.\n\nAssistant: "
+        question = (
+            f"\n\nHuman: What is {number} plus one?\n\nAssistant: Let me think.\n\nHuman: Please do.\n\nAssistant: "
+        )
         lines.append(json.dumps({"chosen": f"{question}It is {number + 1}.", "rejected": f"{question}I do not care."}))
     path.write_text("\n".join(lines) + "\n")
     return path

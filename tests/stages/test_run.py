@@ -120,7 +120,9 @@ def test_resume_is_bit_exact(finished, tmp_path):
     assert list(read_ledger(copy.path / "ledger.jsonl")) == list(read_ledger(finished.path / "ledger.jsonl"))
     ours, theirs = (read_metrics(folder.metrics) for folder in (copy, finished))
     same = [key for key in theirs[0] if not key.startswith(("time", "throughput", "idle"))]
-    assert [{key: record[key] for key in same} for record in ours] == [{key: record[key] for key in same} for record in theirs]
+    assert [{key: record[key] for key in same} for record in ours] == [
+        {key: record[key] for key in same} for record in theirs
+    ]
     assert any("goes on after step 2" in event.message for event in read_events(copy.events))
 
 

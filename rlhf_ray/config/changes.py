@@ -1,0 +1,49 @@
+"""What a resumed run may have changed in its config. Pure.
+
+Invariant: whatever decides *what* is computed stays; how long, where, and how often it is saved may change.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import yaml
+
+from rlhf_ray.config.loading import ConfigError, dump_config
+from rlhf_ray.config.run import RunConfig
+
+MAY_CHANGE = (
+    "folder", "stages", "cluster.*", "ppo.steps", "ppo.checkpoint.*", "ppo.placement.*", "evaluation.*",
+    "*.workers.*", "*.micro_batch_tokens", "ppo.rollout.max_concurrent", "ppo.rollout.kv_cache_gb",
+    "ppo.rollout.gpu_memory_utilization", "ppo.rollout.weights.*", "ppo.reward.batch_tokens",
+)  # fmt: skip
+"""Keys that do not decide what is computed. (DeepSpeed itself refuses a checkpoint of another number of ranks.)"""
+
+
+def check_unchanged(before: str, config: RunConfig) -> None:
+    """Compare a run's `config.yaml` with the config that would go on with it.
+
+    Raises:
+        ConfigError: listing each key that differs and may not.
+    """
+    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(dump_config(config)))
+    changed = [
+        f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            "the run was started with another config; go on with the old values, or give the new run another name\n"
+            + "\n".join(changed)
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        result |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return result
