@@ -2,7 +2,9 @@
 
 Both sides are one process with the same environment, model, sequences, micro-batches and fused AdamW; they take turns. The
 service's side is timed by its caller, so it holds whatever a step costs beside arithmetic: the call and its data, DeepSpeed,
-diagnostics with the entropy. The bare loop has its data and is timed from within.
+diagnostics with the entropy. The bare loop has its data and is timed from within. In fp32 on a CPU the service multiplies
+matrices with oneDNN (`rlhf_ray.models.cpu_linear`) and PyTorch with MKL; a bare loop with the service's linear layers tells the
+one gain from the other.
 Usage: `python benchmarks/learner.py [--sizes small medium] [--precision fp32|autocast] [--quick] …`.
 """
 
@@ -10,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -31,8 +32,11 @@ from rlhf_ray.config.resources import Workers
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.models.cpu_linear import use_onednn
 
 LEARNING_RATE, CLIP, BETA, MAX_NORM = 1e-6, 0.2, 0.05, 1.0
+WARM_UP = 2
+SIDES = ("learner", "bare", "bare_onednn")
 TURNS = {"small": 15, "medium": 5}
 
 
@@ -82,9 +86,13 @@ def as_batch(sequences: list[Sequence]) -> Batch:
 class BareLoop:
     """What one would write in a notebook, with care for speed."""
 
-    def __init__(self, model: str, micro_batches: list[list[Sequence]], autocast: bool, threads: int) -> None:
+    def __init__(
+        self, model: str, micro_batches: list[list[Sequence]], autocast: bool, threads: int, onednn: bool
+    ) -> None:
         torch.set_num_threads(threads)
         self.model = AutoModelForCausalLM.from_pretrained(model).train()
+        if onednn:
+            use_onednn(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True)
         self.autocast = autocast
         self.micro_batches = micro_batches
@@ -119,7 +127,7 @@ class BareLoop:
 
 
 async def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per step of both sides, taking turns; two turns warm up."""
+    """Tokens per second of each side, taking turns; ratios are of neighbouring turns, so that a busy machine weighs on both."""
     sequences = make_sequences(arguments.samples)
     batch = as_batch(sequences)
     config = LearnerConfig(
@@ -135,19 +143,25 @@ async def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[
     autocast = arguments.precision == "autocast"
     (plan,) = plan_micro_batches(batch.lengths, 1, arguments.micro_batch_tokens).micro_batches
     micro_batches = [[sequences[index] for index in indices] for indices in plan]
-    bare = ray.remote(BareLoop).options(**options).remote(model, micro_batches, autocast, arguments.threads)
-    seconds: dict[str, list[float]] = {"learner": [], "bare": []}
+    loops = {
+        side: ray.remote(BareLoop).options(**options).remote(model, micro_batches, autocast, arguments.threads, onednn)
+        for side, onednn in zip(SIDES[1:], (False, True), strict=True)
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(arguments.turns or TURNS[size]):
         began = time.perf_counter()
         await group.update(batch, LEARNING_RATE, BETA)
         seconds["learner"].append(time.perf_counter() - began)
-        seconds["bare"].append(await bare.step.remote())
+        for side, loop in loops.items():
+            seconds[side].append(await loop.step.remote())
     group.close()
-    ray.kill(bare)
+    for loop in loops.values():
+        ray.kill(loop)
+    counted = {side: np.asarray(times[WARM_UP:]) for side, times in seconds.items()}
     tokens = int(batch.lengths.sum())
-    speeds = {f"{side}_tokens_per_s": tokens / statistics.median(times[2:]) for side, times in seconds.items()}
-    ratio = statistics.median(b / ours for ours, b in zip(seconds["learner"][2:], seconds["bare"][2:], strict=True))
-    return {"size": size, "tokens": tokens, **speeds, "ratio": ratio, "seconds": seconds}
+    speeds = {f"{side}_tokens_per_s": tokens / float(np.median(times)) for side, times in counted.items()}
+    ratios = {f"ratio_to_{side}": float(np.median(counted[side] / counted["learner"])) for side in loops}
+    return {"size": size, "tokens": tokens, **speeds, **ratios, "seconds": seconds}
 
 
 def main() -> None:
@@ -171,11 +185,9 @@ def main() -> None:
             parameters = build_model(folder, size)
             results.append({"parameters": parameters, **asyncio.run(measure(str(folder), size, arguments))})
     ray.shutdown()
-    rows = [
-        (f"{r['parameters'] / 1e6:.2g} M", r["tokens"], r["learner_tokens_per_s"], r["bare_tokens_per_s"], r["ratio"])
-        for r in results
-    ]
-    columns = ("parameters", "tokens", "LearnerGroup tok/s", "bare PyTorch tok/s", "ratio")
+    figures = ("tokens", *(f"{side}_tokens_per_s" for side in SIDES), *(f"ratio_to_{side}" for side in SIDES[1:]))
+    rows = [(f"{result['parameters'] / 1e6:.3g} M", *(result[figure] for figure in figures)) for result in results]
+    columns = ("parameters", "tokens", "learner tok/s", "bare tok/s", "bare, oneDNN", "ratio", "ratio, oneDNN")
     settings = {name: getattr(arguments, name) for name in ("samples", "threads", "precision", "micro_batch_tokens")}
     record = {"benchmark": "learner", **settings, "load_before": load, "results": results}
     report("One optimizer step of the learner, median", columns, rows, record)

@@ -59,7 +59,6 @@ def service_config(arguments: argparse.Namespace, folder: Path) -> dict:
             | {
                 "precision": "autocast" if arguments.bf16 else "fp32",
                 "optimizer": {"learning_rate": LEARNING_RATE},
-                "micro_batch_tokens": arguments.micro_batch_tokens,
             },
             "reference": workers | {"dtype": "bf16" if arguments.bf16 else "fp32"},
             "reward": workers | {"model": None, "functions": [{"name": "lower_case", "function": "common:reward"}]},
@@ -71,7 +70,13 @@ def service_config(arguments: argparse.Namespace, folder: Path) -> dict:
 def run_service(arguments: argparse.Namespace, folder: Path) -> list[Step]:
     """`rlhf-ray run`; its metrics say what each step took."""
     (folder / "config.yaml").write_text(yaml.safe_dump(service_config(arguments, folder)))
-    command = [str(Path(sys.executable).parent / "rlhf-ray"), "run", str(folder / "config.yaml"), "--fresh"]
+    command = [
+        str(Path(sys.executable).parent / "rlhf-ray"),
+        "run",
+        str(folder / "config.yaml"),
+        *arguments.set,
+        "--fresh",
+    ]
     _call(command, {"PYTHONPATH": str(HERE)})
     lines = (folder / "service" / "metrics.jsonl").read_text().splitlines()
     return [_service_step(json.loads(line)) for line in lines]
@@ -120,7 +125,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps measured on each side and in each round")
     parser.add_argument("--rounds", type=int, default=1, help="how often each side is started")
     parser.add_argument("--threads", type=int, default=2, help="OpenMP threads of every process")
-    parser.add_argument("--micro-batch-tokens", type=int, default=8192, help="of this project's learner")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to this project's config")
     parser.add_argument("--trl-micro-batch", type=int, default=SAMPLES, help="sequences of TRL's micro-batch")
     parser.add_argument("--trl", type=Path, default=HERE.parent / "build" / "trl", help="folder that holds TRL")
     parser.add_argument("--sides", nargs="+", choices=("service", "trl"), default=["service", "trl"])
@@ -157,7 +162,9 @@ def main() -> None:
     ]  # fmt: skip
     record = {
         "benchmark": "ppo_step",
-        **{name: getattr(arguments, name) for name in ("size", "workload", "bf16", "threads", "steps", "rounds")},
+        **{
+            name: getattr(arguments, name) for name in ("size", "workload", "bf16", "threads", "steps", "rounds", "set")
+        },
         "parameters": parameters,
         "load_before": load,
         **{f"{side}_samples_per_s": SAMPLES / step["step_s"] for side, step in medians.items()},
@@ -166,7 +173,7 @@ def main() -> None:
     if len(medians) == 2:
         record["ratio"] = record["service_samples_per_s"] / record["trl_samples_per_s"]
     title = (
-        f"GRPO step, {parameters / 1e6:.2g} M parameters, {arguments.workload}, {'bf16' if arguments.bf16 else 'fp32'}"
+        f"GRPO step, {parameters / 1e6:.3g} M parameters, {arguments.workload}, {'bf16' if arguments.bf16 else 'fp32'}"
     )
     report(title, columns, table, record)
 

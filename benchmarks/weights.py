@@ -1,8 +1,9 @@
 """A publication from a learner to one rollout worker, against a memcpy of the same bytes: time by part, and memory.
 
 `publish` is `RolloutPool.publish` as the driver calls it. The parts are the same calls on the same actors, one after another;
-in a publication packing, sending and loading overlap, so their sum may exceed it. Memory is how far each process's resident set
-(shared memory that it looked at included) rose above what it was before its first publication.
+in a publication packing, sending and loading overlap, so their sum may exceed it. Memory is how far each process's own memory
+rose, at its peak, above what it was before the first publication; `store` is what Ray's object store took, which exceeds the
+buckets in use, because Ray gives freed objects back once a second.
 Usage: `python benchmarks/weights.py [--cases medium:16 large:16 large:64] [--quick]`, each case SIZE:BUCKET_MIB.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable
 from pathlib import Path
@@ -30,7 +32,7 @@ from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.rollout.pool import RolloutPool
 
 MIB = 1 << 20
-PARTS = ("pack and store", "begin", "transfer and load", "finish", "probe")
+PARTS = ("pack, store", "begin", "load", "finish", "probe")
 
 
 def memcpy_seconds(size: int, repeats: int) -> float:
@@ -45,20 +47,41 @@ def memcpy_seconds(size: int, repeats: int) -> float:
 
 
 class Memory:
-    """The resident set of a process on this machine."""
+    """What some processes of this machine hold more than when this began, at the worst of many looks."""
 
-    def __init__(self, pid: int) -> None:
-        self._folder = Path(f"/proc/{pid}")
-        (self._folder / "clear_refs").write_text("5")  # the peak starts again from now (man 5 proc)
-        self._before = self._read("VmRSS")
+    def __init__(self, pids: dict[str, int]) -> None:
+        self._pids = pids
+        self._before = self._look()
+        self._peak = dict(self._before)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def growth(self) -> float:
-        """MiB from then to the peak since."""
-        return (self._read("VmHWM") - self._before) / 1024
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
 
-    def _read(self, field: str) -> int:
-        lines = (self._folder / "status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def growth_mib(self) -> dict[str, float]:
+        """By process and kind."""
+        return {name: (peak - self._before[name]) / 1024 for name, peak in self._peak.items()}
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.002):
+            now = self._look()
+            self._peak = {name: max(peak, now[name]) for name, peak in self._peak.items()}
+
+    def _look(self) -> dict[str, int]:
+        """KiB of each process's own memory and of the object store that it has looked at (man 5 proc)."""
+        found = {}
+        for process, pid in self._pids.items():
+            fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            for kind, field in (("own", "RssAnon"), ("store", "RssShmem")):
+                found[f"{process}_{kind}"] = int(fields[field].split()[0])
+        return found
 
 
 async def timed(call: Awaitable) -> float:
@@ -75,16 +98,16 @@ async def by_part(learner: LearnerGroup, pool: RolloutPool, version: int, bucket
     began = time.perf_counter()
     stream = rank.weight_buckets.options(num_returns="streaming").remote(bucket_mib * MIB)
     buckets = [bucket async for bucket in stream]  # references: nothing is fetched
-    seconds = {"pack and store": time.perf_counter() - began}
+    seconds = {"pack, store": time.perf_counter() - began}
     seconds["begin"] = await timed(worker.start_weight_update.remote())
-    seconds["transfer and load"] = sum([await timed(worker.update_weights.remote(bucket)) for bucket in buckets])
+    seconds["load"] = sum([await timed(worker.update_weights.remote(bucket)) for bucket in buckets])
     seconds["finish"] = await timed(worker.finish_weight_update.remote(version))
     seconds["probe"] = await timed(asyncio.gather(learner.probe_logprobs(tokens), worker.probe.remote(tokens)))
     return seconds
 
 
 async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repeats: int) -> dict[str, Any]:
-    """One case: the first publication's memory, then the median times of several."""
+    """One case: memory over the first three publications, then the median times of several."""
     environment = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
     config = RolloutConfig(
@@ -98,12 +121,11 @@ async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repe
         LearnerGroup.start(spec, lambda index: options), pool.start(str(model), 64, 0, lambda index: options)
     )
     await learner.probe_logprobs(np.arange(32, dtype=np.int32))  # what a first forward pass takes is not publication
-    pids = {"learner": await learner.ranks[0].pid.remote(), "worker": pool.members[0].info.pid}
-    memory = {side: Memory(pid) for side, pid in pids.items()}
-    await pool.publish(1, learner)
-    growth = {f"{side}_growth_mib": peak.growth() for side, peak in memory.items()}
-    whole = [await timed(pool.publish(2 + number, learner)) for number in range(repeats)]
-    parts = [await by_part(learner, pool, 1 + repeats, bucket_mib) for _ in range(repeats)]
+    with Memory({"learner": await learner.ranks[0].pid.remote(), "worker": pool.members[0].info.pid}) as memory:
+        for version in (1, 2, 3):
+            await pool.publish(version, learner)
+    whole = [await timed(pool.publish(4 + number, learner)) for number in range(repeats)]
+    parts = [await by_part(learner, pool, 3 + repeats, bucket_mib) for _ in range(repeats)]
     await pool.close()
     learner.close()
     publish, copy = statistics.median(whole), memcpy_seconds(parameters * 4, repeats)
@@ -115,7 +137,7 @@ async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repe
         "publish_s": publish,
         "memcpy_s": copy,
         "ratio": publish / copy,
-        **growth,
+        "growth_mib": memory.growth_mib,
         "parts_s": {part: statistics.median(seconds[part] for seconds in parts) for part in PARTS},
     }
 
@@ -124,15 +146,14 @@ def row(result: dict[str, Any]) -> tuple:
     """Of the table."""
     parts = (result["parts_s"][part] * 1e3 for part in PARTS)
     return (
-        f"{result['parameters'] / 1e6:.2g} M",
+        f"{result['parameters'] / 1e6:.3g} M",
         result["bytes"] / MIB,
         result["bucket_mib"],
         result["publish_s"] * 1e3,
         result["memcpy_s"] * 1e3,
         result["ratio"],
         *parts,
-        result["learner_growth_mib"],
-        result["worker_growth_mib"],
+        *(result["growth_mib"][name] for name in ("learner_own", "worker_own", "worker_store")),
     )
 
 
@@ -156,8 +177,8 @@ def main() -> None:
             case = measure(Path(name) / size, parameters[size], size, mib, arguments.repeats)
             results.append(asyncio.run(case))
     ray.shutdown()
-    columns = ("parameters", "MiB", "bucket", "publish ms", "memcpy ms", "ratio", *(f"{part} ms" for part in PARTS),
-               "learner +MiB", "worker +MiB")  # fmt: skip
+    columns = ("parameters", "MiB", "bucket", "publish ms", "memcpy ms", "ratio", *PARTS,
+               "learner MiB", "worker MiB", "store MiB")  # fmt: skip
     record = {"benchmark": "weights", "repeats": arguments.repeats, "load_before": load, "results": results}
     report("Publication through the object store, learner to one worker", columns, [row(r) for r in results], record)
 

@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_ray.models.cpu_linear import use_onednn
+
 Dtype = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -99,7 +101,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def load_causal_lm(path: str | Path, dtype: Dtype = "fp32", attention: str = "sdpa") -> nn.Module:
     """The folder's language model, in training shape (no cache, no dropout)."""
-    return AutoModelForCausalLM.from_pretrained(str(path), config=_config(path), **_options(dtype, attention))
+    model = AutoModelForCausalLM.from_pretrained(str(path), config=_config(path), **_options(dtype, attention))
+    return use_onednn(model)
 
 
 def load_scalar_model(path: str | Path, dtype: Dtype = "fp32", attention: str = "sdpa", seed: int = 0) -> nn.Module:
@@ -115,7 +118,7 @@ def load_scalar_model(path: str | Path, dtype: Dtype = "fp32", attention: str = 
         generator = torch.Generator().manual_seed(seed)
         fresh = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[-1] + 1)
         _assign(weight, fresh)
-    return model
+    return use_onednn(model)
 
 
 def _assign(parameter: nn.Parameter, value: torch.Tensor) -> None:
