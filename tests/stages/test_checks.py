@@ -44,9 +44,7 @@ def test_folders_that_are_no_models(tiny_model, tmp_path, key):
     assert f"ppo.{key}: '{tmp_path}' has no config.json" in message
     assert "model.path" in refused(NotAModel, tmp_path / "absent", LIGHT)
     reward = LIGHT["reward"] | {"model": {"path": "./absent"}}
-    assert "absent' is not a folder" in refused(
-        NotAModel, tiny_model, LIGHT | {"reward": reward}
-    )
+    assert "absent' is not a folder" in refused(NotAModel, tiny_model, LIGHT | {"reward": reward})
 
 
 def test_functions_that_are_not_there(tiny_model):
