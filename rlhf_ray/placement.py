@@ -15,11 +15,12 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf_ray.config.resources import Workers
+from rlhf_ray.errors import InputError
 
 Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 
-class NotEnoughResources(RuntimeError):
+class NotEnoughResources(InputError, RuntimeError):
     """The cluster cannot hold the run's actors."""
 
 

@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.errors import InputError
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError, ValueError):
     """The config cannot be used; the message lists every reason."""
 
 

@@ -16,12 +16,13 @@ from typing import Any, Generic, Literal, TypeVar
 from rlhf_ray.data.formats import PARSERS, Format, detect_format
 from rlhf_ray.data.jsonl import Malformed, load_rows
 from rlhf_ray.data.records import Demonstration, Pair, PromptRecord
+from rlhf_ray.errors import InputError
 
 OnMalformed = Literal["fail", "quarantine"]
 Record = TypeVar("Record", Demonstration, Pair, PromptRecord)
 
 
-class DataError(ValueError):
+class DataError(InputError, ValueError):
     """A data source that cannot be used: the message names the source, the line and what is wrong with it."""
 
 

@@ -1,4 +1,4 @@
-"""What data files hold, once read: demonstrations, pairs and prompts.
+"""What data files hold, once read: prompts, and what people said of answers to them.
 
 Invariants: records are immutable and valid by construction (`messages` below); a prompt's id is a function of its turns
 alone unless the file names one, so it is the same in every run and process.
@@ -44,6 +44,56 @@ class Pair:
     metadata: dict[str, Any] = field(default_factory=dict)
     annotator: str | None = None
     group: str | None = None
+    preference: float = 1.0
+    """Probability that `chosen` is the better one: 1 is a clear choice, ½ a tie, anything between a soft label."""
+    margin: float | None = None
+    """By how much, on the annotator's scale; None: not said."""
+    weight: float = 1.0
+    """How much the label counts, relative to others."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Several answers to one dialogue, in somebody's order."""
+
+    prompt: Messages
+    responses: tuple[Messages, ...]
+    """At least two; each ends with the assistant's turn."""
+    ranks: tuple[int, ...]
+    """One for each response: 1 is the best, equal numbers tie."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    annotator: str | None = None
+    group: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One answer and somebody's marks for it."""
+
+    prompt: Messages
+    response: Messages
+    """Ends with the assistant's turn."""
+    scores: dict[str, float]
+    """By aspect; a single mark has the aspect `overall`."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    annotator: str | None = None
+    group: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An answer and somebody's correction of it."""
+
+    prompt: Messages
+    original: Messages
+    edited: Messages
+    """Better than `original`, and worth imitating."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    annotator: str | None = None
+    group: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rlhf_ray.errors import InputError
+
 
 @dataclass
 class Admission:
@@ -61,7 +63,7 @@ class Admission:
         self.dropped_since_batch = 0
 
 
-class TooManyDrops(RuntimeError):
+class TooManyDrops(InputError, RuntimeError):
     """Nearly everything that is generated is dropped."""
 
 

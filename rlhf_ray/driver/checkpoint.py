@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.errors import InputError
+
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
 
-class NotACheckpoint(ValueError):
+class NotACheckpoint(InputError, ValueError):
     """A folder is no complete, unchanged checkpoint."""
 
 

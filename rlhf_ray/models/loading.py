@@ -23,13 +23,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_ray.errors import InputError
 from rlhf_ray.models.cpu_linear import use_onednn
 
 Dtype = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class NotAModel(ValueError):
+class NotAModel(InputError, ValueError):
     """A path that should hold a Hugging Face model does not."""
 
 

@@ -6,8 +6,10 @@ others are the caller's. Kept apart from the engine so that a driver can name th
 
 from __future__ import annotations
 
+from rlhf_ray.errors import InputError
 
-class PromptRefused(ValueError):
+
+class PromptRefused(InputError, ValueError):
     """A prompt that no engine with this context can answer."""
 
 
@@ -27,5 +29,5 @@ class IncompleteWeights(RuntimeError):
     """A weight update ended without having sent every parameter."""
 
 
-class NoWorkerLeft(RuntimeError):
+class NoWorkerLeft(InputError, RuntimeError):
     """No rollout worker can serve the requests that are waiting."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.batch import Batch, pack_sequences, pad
 from rlhf_ray.config.scoring import RewardConfig, RewardFunctionSource
+from rlhf_ray.errors import InputError
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model
@@ -23,7 +24,7 @@ from rlhf_ray.types import Rollout
 RewardFunction = Callable[..., Sequence[float]]
 
 
-class RewardError(RuntimeError):
+class RewardError(InputError, RuntimeError):
     """A source of reward failed on some rollouts."""
 
     def __init__(self, source: str, reason: str, rollout_ids: Sequence[str]) -> None:

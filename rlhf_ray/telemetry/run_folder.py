@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rlhf_ray.errors import InputError
+
 Stage = Literal["sft", "reward_model", "ppo", "evaluation"]
 """The stages of a run, in their order."""
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(InputError, RuntimeError):
     """A run folder cannot be used as asked."""
 
 

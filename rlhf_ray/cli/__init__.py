@@ -1,0 +1,23 @@
+"""`rlhf-ray`: the console command. One module for each group of commands; importing it adds them to `app`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rlhf_ray.cli import run
+from rlhf_ray.cli.app import app
+from rlhf_ray.errors import InputError
+
+__all__ = ["app", "main", "run"]
+
+
+def main() -> None:
+    """Run the command; what the user can mend is said in one line, without a traceback."""
+    # People keep their reward functions in the directory they start from; a console script does not look there by itself.
+    sys.path.insert(0, os.getcwd())
+    try:
+        app()
+    except (InputError, FileNotFoundError) as error:
+        print(f"rlhf-ray: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
