@@ -39,7 +39,8 @@ Step = dict[str, float]
 def service_config(arguments: argparse.Namespace, folder: Path) -> dict:
     """The run's config, as a user would write it."""
     max_new_tokens, ignore_eos = WORKLOADS[arguments.workload]
-    workers = {"workers": {"threads": arguments.threads, "cpus": 0.1}}
+    # The roles of this run take turns, so that each has all cores to itself while it works.
+    workers = {"workers": {"threads": arguments.threads, "cpus": 0.1, "busy_wait": True}}
     rollout = {"sampling": {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos}}
     if arguments.bf16:
         rollout |= {"dtype": "bfloat16", "weights": {"probe_tolerance": 0.05}}

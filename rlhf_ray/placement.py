@@ -66,11 +66,6 @@ def _demand(workers: Workers) -> dict[str, float]:
     return {name: amount for name, amount in demand.items() if amount > 0}
 
 
-def _cpu_environment(workers: Workers) -> dict[str, str]:
-    # Actors share cores: a thread that spins at a barrier takes the core from the thread it waits for.
-    return {"OMP_NUM_THREADS": str(workers.threads), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
-
-
 class Placement:
     """A reserved plan. Use as a context manager: leaving it removes the group and kills what still runs in it."""
 
@@ -96,7 +91,7 @@ class Placement:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self.group, placement_group_bundle_index=self.plan.slots[(role, index)]
             ),
-            "runtime_env": {"env_vars": {**_cpu_environment(workers), **workers.env}},
+            "runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "1", **workers.process_environment}},
         }
 
     def _check_totals(self) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.resources import Workers, micro_batch_budget
 
 
 class OptimizerConfig(Section):
@@ -68,8 +68,9 @@ class LearnerConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of transformers; `flash_attention_2` needs that package and a GPU."""
-    micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens, padding included, of one forward pass. Memory only: the loss does not depend on it."""
+    micro_batch_tokens: int = Field(default_factory=micro_batch_budget, ge=1)
+    """Tokens, padding included, of one forward pass; the loss does not depend on it. 8192 on a GPU, 1024 on a CPU, whose cache
+    holds no more."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and schedule."""
 

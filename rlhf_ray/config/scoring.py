@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.resources import Workers, micro_batch_budget
 
 
 class ScorerConfig(Section):
@@ -19,17 +19,19 @@ class ScorerConfig(Section):
     """Type of the weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of transformers."""
-    micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens, padding included, of one forward pass."""
+    micro_batch_tokens: int = Field(default_factory=micro_batch_budget, ge=1)
+    """Tokens, padding included, of one forward pass. 8192 on a GPU, 1024 on a CPU, whose cache holds no more."""
 
 
 class RewardModelSource(Section):
     """A trained reward model as a source of reward."""
 
     path: str | None = None
-    """A Hugging Face sequence-classification folder with one label; None: the one this run trains."""
+    """A Hugging Face sequence-classification folder; None: the one this run trains."""
     weight: float = 1.0
     """Factor of its (normalised) score in the total."""
+    group: str | None = None
+    """Whose reward it is, of a model of annotator groups: a group's name, `mean` over all groups, None: the consensus r_0."""
 
 
 class RewardFunctionSource(Section):

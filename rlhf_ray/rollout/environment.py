@@ -25,8 +25,5 @@ def worker_environment(config: RolloutConfig, override: Mapping[str, str] = {}) 
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # Otherwise the sampler compiles a C++ kernel at the first request: 20 s, and no faster after it.
         "TORCH_COMPILE_DISABLE": "1",
-        # Actors share cores: a thread that spins at a barrier takes the core from the thread it waits for.
-        "OMP_WAIT_POLICY": "passive",
-        "OMP_NUM_THREADS": str(config.workers.threads),
     }
-    return {**common, **({} if config.workers.gpus else on_cpu), **override}
+    return {**common, **({} if config.workers.gpus else on_cpu), **config.workers.process_environment, **override}

@@ -139,5 +139,5 @@ class RolloutPool:
     def _with_environment(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The caller's options, with the environment that vLLM needs where the caller does not say otherwise."""
         runtime_env = options.get("runtime_env", {})
-        env_vars = worker_environment(self._config, {**runtime_env.get("env_vars", {}), **self._config.workers.env})
+        env_vars = worker_environment(self._config, runtime_env.get("env_vars", {}))
         return {**options, "runtime_env": {**runtime_env, "env_vars": env_vars}}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import ray
@@ -23,16 +23,35 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.config.stages import SupervisedConfig
 from rlhf_ray.learner import engine as deepspeed_engine
 from rlhf_ray.learner.engine import learning_rate
-from rlhf_ray.learner.objectives import Objective, language_objective, preference_objective
+from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.learner.sharded_model import ShardedModel
-from rlhf_ray.models.heads import SequenceScores, TokenLogprobs
-from rlhf_ray.models.loading import load_causal_lm, load_scalar_model
 from rlhf_ray.telemetry.metrics import MetricsLog, read_metrics
 from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.run_folder import RunFolder
 
 Kind = Literal["sft", "reward_model"]
+
+
+class Task(Protocol):
+    """What a stage teaches; every rank has one. Its batches hold relative weights, which the loop makes sum to 1."""
+
+    objective: Objective
+
+    def load(self, model: str, dtype: str, attention: str, seed: int) -> nn.Module:
+        """The module to train, from the folder `model`."""
+
+    def observe(self, diagnostics: Diagnostics) -> None:
+        """Look at what a training step, of all ranks, gave."""
+
+    def state(self) -> Any:
+        """What a checkpoint has to keep beside model and optimizer; the same on every rank."""
+
+    def restore(self, state: Any) -> None:
+        """Go on from a `state()`."""
+
+    def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> None:
+        """Write into the model's config what stands there, before it is saved. All ranks take part."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +63,12 @@ class SupervisedJob:
     model: str
     """Hugging Face folder to start from."""
     config: SupervisedConfig
-    centring: float
+    task: Task
     seed: int
-
-    @property
-    def group(self) -> int:
-        """Sequences of one element: 2 for pairs."""
-        return 2 if self.kind == "reward_model" else 1
 
     def steps(self, batch: Batch) -> int:
         """Optimizer steps of the whole stage."""
-        return self.config.epochs * math.ceil(len(batch) / self.group / self.config.batch_size)
+        return self.config.epochs * math.ceil(len(batch.element_sizes) / self.config.batch_size)
 
 
 def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch) -> None:
@@ -63,9 +77,7 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     workers = job.config.learner.workers
-    environment = {"OMP_NUM_THREADS": str(workers.threads), "OMP_WAIT_POLICY": "passive", **workers.env}
-    if workers.gpus == 0:
-        environment["DS_ACCELERATOR"] = "cpu"
+    environment = {**({} if workers.gpus else {"DS_ACCELERATOR": "cpu"}), **workers.process_environment}
     trainer = TorchTrainer(
         train_loop_per_worker=_train_loop,
         train_loop_config={"job": job, "train": ray.put(train), "held_out": ray.put(held_out)},
@@ -109,18 +121,15 @@ def _train_loop(arguments: dict[str, Any]) -> None:
     deepspeed_engine.prepare_process(config.workers.threads, config.workers.gpus > 0)
     deepspeed_engine.join_initialised(config.workers.gpus > 0)
     model = ShardedModel(deepspeed_engine.build(lambda: _load(job), config), config, rank, world)
-    objective = language_objective if job.kind == "sft" else preference_objective(job.centring)
     if rank == 0:
         with MetricsLog(job.folder, job.kind) as log:
-            _fit(job, model, objective, train, held_out, log)
+            _fit(job, model, train, held_out, log)
     else:
-        _fit(job, model, objective, train, held_out, None)
+        _fit(job, model, train, held_out, None)
     _save(job, model, held_out)
 
 
-def _fit(
-    job: SupervisedJob, model: ShardedModel, objective: Objective, train: Batch, held_out: Batch, log: MetricsLog | None
-) -> None:
+def _fit(job: SupervisedJob, model: ShardedModel, train: Batch, held_out: Batch, log: MetricsLog | None) -> None:
     """All optimizer steps, with a measurement on held-out data every so many and after the last."""
     total = job.steps(train)
     for step, batch in enumerate(_minibatches(job, train), start=1):
@@ -128,58 +137,53 @@ def _fit(
         result = model.step(
             batch,
             _my_micro_batches(job, model, batch),
-            objective,
+            job.task.objective,
             learning_rate(job.config.learner.optimizer, step - 1, total),
         )
+        job.task.observe(result.diagnostics)
         metrics = dict(result.diagnostics.metrics())
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         metrics["throughput/tokens_per_s"] = int(batch.lengths.sum()) / (time.perf_counter() - began)
         if step % job.config.evaluate_every == 0 or step == total:
-            measured = _measure(job, model, objective, held_out)
+            measured = _measure(job, model, held_out)
             metrics |= {f"heldout/{name}": value for name, value in measured.items()}
         if log is not None:
             log.log(step, metrics)
 
 
 def _minibatches(job: SupervisedJob, train: Batch) -> Iterator[Batch]:
-    """Global minibatches with the weights of their loss: token mean for SFT, mean over pairs for a reward model."""
-    elements = len(train) // job.group
+    """Global minibatches, in another order in every epoch."""
+    elements = len(train.element_sizes)
     for epoch in range(job.config.epochs):
         order = np.random.default_rng([job.seed, epoch]).permutation(elements)
         for start in range(0, elements, job.config.batch_size):
-            chosen = order[start : start + job.config.batch_size]
-            yield _weighted(job, train.select((chosen[:, None] * job.group + np.arange(job.group)).reshape(-1)))
+            yield _weighted(train.select_elements(order[start : start + job.config.batch_size]))
 
 
-def _weighted(job: SupervisedJob, batch: Batch) -> Batch:
-    count = int(batch.target_mask.sum())
-    return batch.with_columns(weights=np.full(count, job.group / count, dtype=np.float32))
+def _weighted(batch: Batch) -> Batch:
+    """The weights of a mean over the global batch: over the tokens of SFT, over the elements of a reward model."""
+    return batch.with_columns(weights=batch.weights / batch.weights.sum(dtype=np.float64).astype(np.float32))
 
 
-def _measure(job: SupervisedJob, model: ShardedModel, objective: Objective, held_out: Batch) -> dict[str, float]:
-    batch = _weighted(job, held_out)
-    measured: Diagnostics = model.measure(batch, _my_micro_batches(job, model, batch), objective)
+def _measure(job: SupervisedJob, model: ShardedModel, held_out: Batch) -> dict[str, float]:
+    batch = _weighted(held_out)
+    measured: Diagnostics = model.measure(batch, _my_micro_batches(job, model, batch), job.task.objective)
     return measured.metrics()
 
 
 def _my_micro_batches(job: SupervisedJob, model: ShardedModel, batch: Batch) -> tuple[np.ndarray, ...]:
-    plan = plan_micro_batches(batch.lengths, model.world_size, job.config.learner.micro_batch_tokens, job.group)
+    plan = plan_micro_batches(
+        batch.lengths, model.world_size, job.config.learner.micro_batch_tokens, batch.element_sizes
+    )
     return plan.micro_batches[model.rank]
 
 
 def _load(job: SupervisedJob) -> nn.Module:
     config = job.config.learner
-    dtype = "bf16" if config.precision == "bf16" else "fp32"
-    if job.kind == "sft":
-        return TokenLogprobs(load_causal_lm(job.model, dtype, config.attention))
-    return SequenceScores(load_scalar_model(job.model, dtype, config.attention, job.seed))
+    return job.task.load(job.model, "bf16" if config.precision == "bf16" else "fp32", config.attention, job.seed)
 
 
 def _save(job: SupervisedJob, model: ShardedModel, held_out: Batch) -> None:
-    """Write the stage's folder from rank 0. A reward model takes along its normalisation on the held-out responses."""
-    if job.kind == "reward_model":
-        everything = plan_micro_batches(held_out.lengths, 1, job.config.learner.micro_batch_tokens).micro_batches[0]
-        scores = model.evaluate(held_out, everything, lambda module, padded: module(padded))
-        config = model.engine.module.model.config
-        config.reward_mean, config.reward_std = float(scores.mean()), float(max(scores.std(), 1e-6))
+    """Write the stage's folder from rank 0."""
+    job.task.finish(model, held_out, job.config.learner.micro_batch_tokens)
     model.save_pretrained(getattr(job.folder, job.kind), tokenizer_from=job.model)
