@@ -24,8 +24,9 @@ class Workers(Section):
     """Ray CPUs that each actor reserves. Bookkeeping for the scheduler, not a limit; see `threads`."""
     gpus: float = Field(0.0, ge=0)
     """GPUs that each actor reserves; a fraction shares a GPU with the actors of `ppo.placement.colocate`."""
-    threads: int = Field(2, ge=1)
-    """OpenMP threads of each actor: what it really uses of the CPU."""
+    threads: int = Field(1, ge=1)
+    """OpenMP threads of each actor: what it really uses of the CPU. Roles work at the same time, and threads that wait for each
+    other cost a small model more than they give: first more actors, then more threads."""
     busy_wait: bool = False
     """On a CPU: the actor's threads wait for each other spinning instead of sleeping. Up to 3 times faster where the actor has
     `threads` cores to itself while it works, many times slower where it shares them; without effect on a single thread."""
