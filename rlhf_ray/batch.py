@@ -2,7 +2,8 @@
 
 Invariants: columns named *token* have one entry for each of the N tokens; columns of *targets* have one entry for each of the
 M tokens that the policy chose (`target_mask`), in order. Prompts and environment tokens are not targets, so whatever runs along
-the target columns (GAE, losses, statistics) skips them by construction. Splitting a batch never changes a sequence, and the
+the target columns (GAE, losses, statistics) skips them by construction. Columns of *sequences* have one entry for each of the
+B. Splitting a batch never changes a sequence, and the
 `weights` already hold the aggregation over the *global* batch, so the sum of the parts' losses is the loss of the whole.
 """
 
@@ -39,6 +40,12 @@ class Batch:
     """float32 [M]: what the value model learns."""
     old_values: np.ndarray | None = None
     """float32 [M]: the value model before this update."""
+    ptx_weights: np.ndarray | None = None
+    """float32 [M]: weights of the cross-entropy at the tokens of demonstrations, 0 at those of rollouts; None: no demonstrations."""
+    element_starts: np.ndarray | None = None
+    """bool [B]: sequences that begin an element, one label's sequences (a pair, a ranking); None: each is one by itself."""
+    labels: np.ndarray | None = None
+    """float32 [B, k]: what people said of a sequence; the objective that reads it says what is where."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -50,18 +57,47 @@ class Batch:
         cumulative = np.concatenate([[0], np.cumsum(self.target_mask)])
         return cumulative[ends] - cumulative[ends - self.lengths]
 
+    @property
+    def element_sizes(self) -> np.ndarray:
+        """int64 [E]: sequences of each element."""
+        if self.element_starts is None:
+            return np.ones(len(self), dtype=np.int64)
+        return np.diff(np.append(np.flatnonzero(self.element_starts), len(self)))
+
+    def select_elements(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The sequences of the elements at `indices`, in that order."""
+        return self.select(segments(self.element_sizes, np.asarray(indices, dtype=np.int64)))
+
     def select(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The sequences at `indices`, in that order, with their entries of every column."""
+        """The sequences at `indices`, in that order, with their entries of every column; of whole elements, or of none."""
         indices = np.asarray(indices, dtype=np.int64)
-        tokens = _ranges(self.lengths, indices)
-        targets = _ranges(self.target_counts, indices)
+        tokens = segments(self.lengths, indices)
+        targets = segments(self.target_counts, indices)
         columns = {name: getattr(self, name)[targets] for name in TARGET_COLUMNS if getattr(self, name) is not None}
+        columns |= {name: getattr(self, name)[indices] for name in SEQUENCE_COLUMNS if getattr(self, name) is not None}
         return Batch(self.token_ids[tokens], self.lengths[indices], self.target_mask[tokens], **columns)
+
+    def joined(self, other: Batch) -> Batch:
+        """These sequences and then the other's; target columns that one of them lacks are zero there."""
+        columns = {}
+        for name in TARGET_COLUMNS:
+            parts = [getattr(batch, name) for batch in (self, other)]
+            if any(part is not None for part in parts):
+                columns[name] = np.concatenate([
+                    np.zeros(int(batch.target_mask.sum()), dtype=np.float32) if part is None else part
+                    for batch, part in zip((self, other), parts, strict=True)
+                ])  # fmt: skip
+        return Batch(
+            np.concatenate([self.token_ids, other.token_ids]),
+            np.concatenate([self.lengths, other.lengths]),
+            np.concatenate([self.target_mask, other.target_mask]),
+            **columns,
+        )
 
     def scatter(self, order: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Inverse of `select(order)` for a target column: float32 [M] of the selection, back in this batch's order."""
         result = np.empty(int(self.target_mask.sum()), dtype=column.dtype)
-        result[_ranges(self.target_counts, np.asarray(order, dtype=np.int64))] = column
+        result[segments(self.target_counts, np.asarray(order, dtype=np.int64))] = column
         return result
 
     def with_columns(self, **columns: np.ndarray) -> Batch:
@@ -77,7 +113,10 @@ class Batch:
         return replace(self, **columns)
 
 
-TARGET_COLUMNS = tuple(f.name for f in fields(Batch) if f.name not in ("token_ids", "lengths", "target_mask"))
+SEQUENCE_COLUMNS = ("element_starts", "labels")
+TARGET_COLUMNS = tuple(
+    f.name for f in fields(Batch) if f.name not in ("token_ids", "lengths", "target_mask", *SEQUENCE_COLUMNS)
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +167,8 @@ def to_rows(column: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
     return rows, mask
 
 
-def _ranges(counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Positions of the segments at `indices` in a flat array of segments with `counts` entries each."""
+def segments(counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Positions of the segments at `indices` (int64) in a flat array of segments with `counts` entries each."""
     starts = (np.cumsum(counts) - counts)[indices]
     sizes = counts[indices]
     within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,6 +52,28 @@ def test_scatter_is_the_inverse_of_select(batch, random):
     selected = batch.select(order)
     assert batch.scatter(np.asarray(order), selected.weights).tolist() == batch.weights.tolist()
     assert as_lists(selected.select(np.argsort(order))) == as_lists(batch)
+
+
+@given(batches(), st.data())
+def test_elements_are_selected_whole_with_their_labels(batch, data):
+    cuts = data.draw(st.lists(st.booleans(), min_size=len(batch) - 1, max_size=len(batch) - 1))
+    starts = np.asarray([True, *cuts])
+    labels = np.arange(2 * len(batch), dtype=np.float32).reshape(-1, 2)
+    batch = replace(batch, element_starts=starts, labels=labels)
+    elements = [part.tolist() for part in np.split(np.arange(len(batch)), np.flatnonzero(starts)[1:])]
+    assert batch.element_sizes.tolist() == [len(element) for element in elements]
+    chosen = data.draw(st.lists(st.integers(0, len(elements) - 1), max_size=5))
+    sequences = [sequence for element in chosen for sequence in elements[element]]
+    selected = batch.select_elements(chosen)
+    assert as_lists(selected) == [as_lists(batch)[sequence] for sequence in sequences]
+    assert selected.labels.tolist() == labels[sequences].tolist()
+    assert selected.element_sizes.tolist() == [len(elements[element]) for element in chosen]
+
+
+def test_a_sequence_is_an_element_by_itself_unless_told_otherwise():
+    batch = pack_sequences([np.arange(2), np.arange(3)], [np.asarray([False, True]), np.asarray([False, True, True])])
+    assert batch.element_sizes.tolist() == [1, 1]
+    assert batch.select_elements([1]).lengths.tolist() == [3]
 
 
 @given(batches())

@@ -10,7 +10,8 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.resources import Workers
-from rlhf_ray.config.stages import EvaluationConfig, PpoConfig, RewardModelConfig, SupervisedConfig
+from rlhf_ray.config.reward_model import RewardModelConfig
+from rlhf_ray.config.stages import EvaluationConfig, PpoConfig, SupervisedConfig
 
 Stage = Literal["sft", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[Stage, ...] = ("sft", "reward_model", "ppo", "evaluation")
@@ -65,6 +66,8 @@ class RunConfig(Section):
                     raise ValueError(
                         f"stage {stage} reads data.{needs[stage]}, which is not set (nor is data.simulate)"
                     )
+            if "ppo" in self.stages and self.ppo.algorithm.ptx is not None and self.data.demonstrations is None:
+                raise ValueError("ppo.algorithm.ptx learns from data.demonstrations, which is not set")
         if self.model.build is not None and "sft" not in self.stages:
             raise ValueError("a model.build starts random and needs the stage sft before the others")
         reward = self.ppo.reward.model

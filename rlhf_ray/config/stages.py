@@ -26,13 +26,6 @@ class SupervisedConfig(Section):
     """Optimizer steps between measurements on held-out data."""
 
 
-class RewardModelConfig(SupervisedConfig):
-    """Bradley–Terry on pairs."""
-
-    centring: float = Field(0.01, ge=0)
-    """Coefficient of (r_chosen + r_rejected)², which keeps scores around zero (arXiv 2312.09244)."""
-
-
 class PlacementConfig(Section):
     """How actors are laid out over nodes."""
 
@@ -106,9 +99,24 @@ class PpoConfig(Section):
             )
         if self.batch_size % self.minibatches:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by minibatches {self.minibatches}")
-        if self.algorithm.advantage != "gae" and self.samples_per_prompt < 2:
+        if self.algorithm.needs_groups and self.samples_per_prompt < 2:
             raise ValueError(
                 f"advantage {self.algorithm.advantage} compares the responses to one prompt; set samples_per_prompt to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_fits_sampling(self) -> PpoConfig:
+        sampling, overlong = self.rollout.sampling, self.algorithm.overlong
+        if overlong is not None and overlong.buffer_tokens > sampling.max_new_tokens:
+            raise ValueError(
+                f"algorithm.overlong.buffer_tokens {overlong.buffer_tokens} is more than rollout.sampling.max_new_tokens "
+                f"{sampling.max_new_tokens}, the limit that it lies below"
+            )
+        if self.algorithm.ptx is not None and sampling.temperature != 1:
+            raise ValueError(
+                f"algorithm.ptx learns from demonstrations at temperature 1, and a step computes all log-probabilities at "
+                f"rollout.sampling.temperature, which is {sampling.temperature:g}; set it to 1, or drop ptx"
             )
         return self
 

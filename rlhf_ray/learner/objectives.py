@@ -17,8 +17,8 @@ from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.diagnostics import Diagnostics, measure_policy, measure_value
 from rlhf_ray.algorithms.kl import kl_loss
-from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
-from rlhf_ray.algorithms.preference import bradley_terry_loss, pair_accuracy
+from rlhf_ray.algorithms.policy_losses import Clip, PolicyTokens, policy_loss_named
+from rlhf_ray.algorithms.segments import Segments
 from rlhf_ray.algorithms.summary import Summary, summarise
 from rlhf_ray.algorithms.value_loss import ppo_value_loss
 from rlhf_ray.batch import Batch, PaddedBatch
@@ -28,28 +28,43 @@ Objective = Callable[[nn.Module, PaddedBatch, Batch], tuple[Tensor, Diagnostics]
 
 
 def policy_objective(algorithm: AlgorithmConfig, beta: float) -> Objective:
-    """PPO's clipped surrogate, with the KL term (coefficient `beta`), entropy bonus and engine correction configured."""
+    """The configured policy loss with its correction, minus the entropy bonus, plus the KL term (coefficient `beta`).
+
+    In a batch with demonstrations their tokens have a cross-entropy and nothing else.
+    """
+    loss_kind = policy_loss_named(algorithm.policy_loss)
+    corrected = loss_kind.corrects_behaviour or algorithm.correction != "none"
+    clip = Clip(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
 
     def objective(model: nn.Module, padded: PaddedBatch, batch: Batch) -> tuple[Tensor, Diagnostics]:
         logprobs, entropy = model(padded, entropy=True)
         column = _columns(batch, logprobs.device)
-        mask = torch.ones_like(logprobs, dtype=torch.bool)
+        demonstrated = None if batch.ptx_weights is None else column("ptx_weights") > 0
+        mask = torch.ones_like(logprobs, dtype=torch.bool) if demonstrated is None else ~demonstrated
         # Without old logprobs this pass *is* the old policy: the ratio is 1 and only its gradient matters.
         old = logprobs.detach() if batch.old_logprobs is None else column("old_logprobs")
-        surrogate = ppo_policy_loss(
-            logprobs,
-            old,
-            column("advantages"),
-            mask,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            dual_clip=algorithm.dual_clip,
-            behaviour_weights=_correction(algorithm, old, batch, column, mask),
+        tokens = PolicyTokens(
+            logprobs=logprobs,
+            old_logprobs=old,
+            behaviour_logprobs=column("behaviour_logprobs") if corrected else old,
+            advantages=column("advantages"),
+            mask=mask,
+            segments=Segments.packed(torch.from_numpy(batch.target_counts).to(logprobs.device)),
         )
+        surrogate = loss_kind.compute(tokens, clip)
+        correction = _correction(algorithm, tokens)
+        if correction is not None:
+            surrogate = surrogate.weighted(correction)
         loss = surrogate.loss
-        if algorithm.kl.placement == "loss":
-            loss = loss + beta * kl_loss(algorithm.kl.estimator, logprobs, column("reference_logprobs"), mask)
-        return weighted_sum(loss, column("weights")), measure_policy(surrogate, logprobs, old, entropy, mask)
+        if algorithm.entropy_coefficient:
+            loss = loss - algorithm.entropy_coefficient * entropy
+        if (kl := algorithm.kl).placement == "loss":
+            weigh_by = old if kl.importance_weighted else None
+            loss = loss + beta * kl_loss(kl.used_estimator, logprobs, column("reference_logprobs"), mask, weigh_by)
+        total = weighted_sum(loss, column("weights"))
+        if demonstrated is not None:
+            total = total - weighted_sum(logprobs, column("ptx_weights"))
+        return total, measure_policy(surrogate, logprobs, old, entropy, mask, correction, demonstrated)
 
     return objective
 
@@ -77,23 +92,6 @@ def language_objective(model: nn.Module, padded: PaddedBatch, batch: Batch) -> t
     return -weighted_sum(logprobs, weights), LanguageDiagnostics(summarise(-logprobs, mask), summarise(entropy, mask))
 
 
-def preference_objective(centring: float) -> Objective:
-    """Bradley–Terry over consecutive (chosen, rejected) sequences; `weights` holds a pair's weight at both."""
-
-    def objective(model: nn.Module, padded: PaddedBatch, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        scores = model(padded)
-        chosen, rejected = scores[0::2], scores[1::2]
-        weights = _columns(batch, scores.device)("weights")[0::2]
-        term = bradley_terry_loss(chosen, rejected, centring=centring)
-        mask = weights > 0
-        diagnostics = PreferenceDiagnostics(
-            summarise(term, mask), summarise(pair_accuracy(chosen, rejected), mask), summarise(chosen - rejected, mask)
-        )
-        return weighted_sum(term, weights), diagnostics
-
-    return objective
-
-
 @dataclass(frozen=True)
 class LanguageDiagnostics(Diagnostics):
     """Of supervised fine-tuning."""
@@ -106,19 +104,6 @@ class LanguageDiagnostics(Diagnostics):
         return {"loss": self.nll.mean, "entropy": self.entropy.mean}
 
 
-@dataclass(frozen=True)
-class PreferenceDiagnostics(Diagnostics):
-    """Of a reward model."""
-
-    nll: Summary
-    correct: Summary
-    margin: Summary
-
-    def metrics(self) -> dict[str, float]:
-        """Loss in nats per pair, share of pairs ranked right, mean difference of the two scores."""
-        return {"loss": self.nll.mean, "accuracy": self.correct.mean, "margin": self.margin.mean}
-
-
 def _columns(batch: Batch, device: torch.device) -> Callable[[str], Tensor]:
     def column(name: str) -> Tensor:
         values: np.ndarray | None = getattr(batch, name)
@@ -129,17 +114,17 @@ def _columns(batch: Batch, device: torch.device) -> Callable[[str], Tensor]:
     return column
 
 
-def _correction(
-    algorithm: AlgorithmConfig, old: Tensor, batch: Batch, column: Callable[[str], Tensor], mask: Tensor
-) -> Tensor | None:
+def _correction(algorithm: AlgorithmConfig, tokens: PolicyTokens) -> Tensor | None:
     if algorithm.correction == "none":
         return None
     lower, upper = algorithm.correction_bounds
     return importance_weights(
-        old,
-        column("behaviour_logprobs"),
-        mask,
+        tokens.old_logprobs,
+        tokens.behaviour_logprobs,
+        tokens.mask,
+        level=algorithm.correction_level,
         bound=algorithm.correction,
         upper=upper,
         lower=lower if algorithm.correction == "mask" else 0.0,
+        segments=tokens.segments,
     )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_ray.batch import segments
+
 OVERHEAD = 1 / 32
 """What a micro-batch costs beside its tokens, as a share of the budget: 256 of 8192, more than a CPU's 100, less than a GPU's."""
 
@@ -22,25 +24,28 @@ class Plan:
     micro_batches: tuple[tuple[np.ndarray, ...], ...]
 
 
-def plan_micro_batches(lengths: np.ndarray, ranks: int, token_budget: int, group: int = 1) -> Plan:
+def plan_micro_batches(lengths: np.ndarray, ranks: int, token_budget: int, elements: np.ndarray | None = None) -> Plan:
     """Balance sequences over ranks by tokens, then cut each rank's into micro-batches with as little padding as pays.
 
     Args:
         lengths: int64 [B], tokens of each sequence.
         ranks: number of data-parallel ranks.
-        token_budget: most tokens, padding included, of one micro-batch; one group may exceed it alone.
-        group: this many consecutive sequences stay together (2 for preference pairs).
+        token_budget: most tokens, padding included, of one micro-batch; one element may exceed it alone.
+        elements: int64 [E], how many consecutive sequences each element has, which stay together (a pair, a ranking);
+            None: every sequence is one.
     """
-    sizes = np.asarray(lengths, dtype=np.int64).reshape(-1, group)
-    per_rank = [_cut(shard, sizes, token_budget) for shard in _balance(sizes, ranks)]
+    lengths = np.asarray(lengths, dtype=np.int64)
+    sizes = np.ones(len(lengths), dtype=np.int64) if elements is None else elements
+    starts = np.cumsum(sizes) - sizes
+    totals, longest = np.add.reduceat(lengths, starts), np.maximum.reduceat(lengths, starts)
+    per_rank = [_cut(shard, longest, sizes, token_budget) for shard in _balance(totals, ranks)]
     steps = max(len(cuts) for cuts in per_rank)
     empty = np.zeros(0, dtype=np.int64)
-    return Plan(tuple(tuple(_expand(c, group) for c in cuts) + (empty,) * (steps - len(cuts)) for cuts in per_rank))
+    return Plan(tuple(tuple(segments(sizes, c) for c in cuts) + (empty,) * (steps - len(cuts)) for cuts in per_rank))
 
 
-def _balance(sizes: np.ndarray, ranks: int) -> list[np.ndarray]:
-    """Longest-processing-time rule: each group, longest first, to the rank with the fewest tokens so far."""
-    totals = sizes.sum(axis=1)
+def _balance(totals: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """Longest-processing-time rule: each element, longest first, to the rank with the fewest tokens so far."""
     if ranks == 1:
         return [np.argsort(-totals, kind="stable")]
     shards: list[list[int]] = [[] for _ in range(ranks)]
@@ -52,19 +57,20 @@ def _balance(sizes: np.ndarray, ranks: int) -> list[np.ndarray]:
     return [np.asarray(shard, dtype=np.int64) for shard in shards]
 
 
-def _cut(shard: np.ndarray, sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Consecutive groups, longest first, each cut at most `token_budget` padded tokens; no cut at other places costs less.
+def _cut(shard: np.ndarray, longest: np.ndarray, sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Consecutive elements, longest first, each cut at most `token_budget` padded tokens; no cut at other places costs less.
 
-    Dynamic programming: the best cut of the first n groups is the best of the first m, and the groups m to n−1 as one.
+    Dynamic programming: the best cut of the first n elements is the best of the first m, and the elements m to n−1 as one.
     """
-    shard = shard[np.argsort(-sizes[shard].max(axis=1), kind="stable")]
-    widths = sizes[shard].max(axis=1) * sizes.shape[1]
+    shard = shard[np.argsort(-longest[shard], kind="stable")]
+    widths = longest[shard]
+    sequences = np.concatenate([[0], np.cumsum(sizes[shard])])
     costs = np.zeros(len(shard) + 1)
     starts = np.zeros(len(shard) + 1, dtype=np.int64)
     for end in range(1, len(shard) + 1):
-        padded = widths[:end] * np.arange(end, 0, -1)
+        padded = widths[:end] * (sequences[end] - sequences[:end])
         fits = padded <= token_budget
-        fits[-1] = True  # a group that exceeds the budget by itself
+        fits[-1] = True  # an element that exceeds the budget by itself
         total = np.where(fits, costs[:end] + padded, np.inf)
         starts[end] = np.argmin(total)
         costs[end] = total[starts[end]] + token_budget * OVERHEAD
@@ -73,7 +79,3 @@ def _cut(shard: np.ndarray, sizes: np.ndarray, token_budget: int) -> list[np.nda
         cuts.append(shard[starts[end] : end])
         end = starts[end]
     return cuts[::-1]
-
-
-def _expand(groups: np.ndarray, group: int) -> np.ndarray:
-    return (groups[:, None] * group + np.arange(group)[None, :]).reshape(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,9 @@ _EMPTY = Batch(np.zeros(4, dtype=np.int32), np.asarray([2, 2]), np.asarray([Fals
 def _empty_like(batch: Batch) -> Batch:
     """`_EMPTY` with the batch's columns, all zero: it takes part in collectives and contributes nothing."""
     present = {name: np.zeros(2, dtype=np.float32) for name in TARGET_COLUMNS if getattr(batch, name) is not None}
-    return _EMPTY.with_columns(**present)
+    labels = None if batch.labels is None else np.zeros((2, batch.labels.shape[1]), dtype=np.float32)
+    starts = None if batch.element_starts is None else np.asarray([True, False])
+    return replace(_EMPTY.with_columns(**present), labels=labels, element_starts=starts)
 
 
 def _chunks(parameters: list[tuple[str, nn.Parameter]], bucket_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:

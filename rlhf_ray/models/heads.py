@@ -50,15 +50,15 @@ class TokenValues(nn.Module):
 
 
 class SequenceScores(nn.Module):
-    """The same head, read at the last token of each sequence: a reward model."""
+    """The same head, of one or several rows, read at the last token of each sequence: a reward model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
-        """float32 [b], as trained; normalisation is the caller's."""
-        return self.model.score(_states(self.model, batch.input_ids)[batch.last]).squeeze(-1).float()
+        """float32 [b, rows of the head], as trained; normalisation is the caller's."""
+        return self.model.score(_states(self.model, batch.input_ids)[batch.last]).float()
 
 
 def _states(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Hugging Face folders in and out: safetensors only, no remote code, dropout off.
 
-A reward or value model is an ordinary `AutoModelForSequenceClassification` folder with one label; a reward model's
-normalisation (`reward_mean`, `reward_std` on reference samples) is part of its `config.json`.
+A reward or value model is an ordinary `AutoModelForSequenceClassification` folder; what a reward model's labels mean and its
+normalisation are part of its `config.json` (`RewardHeads`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import (
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.models.cpu_linear import use_onednn
+from rlhf_ray.models.reward_heads import RewardHeads
 
 Dtype = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -106,30 +107,78 @@ def load_causal_lm(path: str | Path, dtype: Dtype = "fp32", attention: str = "sd
     return use_onednn(model)
 
 
-def load_scalar_model(path: str | Path, dtype: Dtype = "fp32", attention: str = "sdpa", seed: int = 0) -> nn.Module:
+def load_scalar_model(
+    path: str | Path, dtype: Dtype = "fp32", attention: str = "sdpa", seed: int = 0, reading: str | None = None
+) -> nn.Module:
     """The folder's backbone with one scalar output per token.
 
-    A folder that has no such head (a language model) gets one with std 1/√(d+1) (algorithms 1.11, Stiennon et al. 2020).
+    The rows of a reward model are joined into the reward of `reading` (see `RewardHeads`), its normalisation with them, but
+    not applied. A folder that has no such head
+    (a language model) gets one with std 1/√(d+1) (algorithms 1.11, Stiennon et al. 2020).
+
+    Raises:
+        RewardModelMismatch: a reward model that has no such reading.
     """
-    config = _config(path, num_labels=1)
-    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    model = AutoModelForSequenceClassification.from_pretrained(str(path), config=config, **_options(dtype, attention))
-    if not has_head:
-        weight = model.score.weight
-        generator = torch.Generator().manual_seed(seed)
-        fresh = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[-1] + 1)
-        _assign(weight, fresh)
-    return use_onednn(model)
+    model, stored = _load_classifier(path, dtype, attention)
+    if stored is None:
+        return _with_head(model, _fresh_rows(model, 1, seed))
+    heads, rows = stored
+    return _with_head(model, torch.from_numpy(heads.join(model.config, reading)[None, :]) @ rows)
 
 
-def _assign(parameter: nn.Parameter, value: torch.Tensor) -> None:
-    """Set a parameter that DeepSpeed may have sharded over the ranks."""
+def load_reward_model(
+    path: str | Path, heads: RewardHeads, dtype: Dtype = "fp32", attention: str = "sdpa", seed: int = 0
+) -> nn.Module:
+    """The folder's backbone with the rows of `heads`, to be trained.
+
+    Rows that the folder has are kept, by their names. New aspects are small, std 0.1/√(d+1): a tenth of the usual, so that
+    the rewards of the first step hardly differ and its loss is log 2. What a new group adds is zero.
+    """
+    model, stored = _load_classifier(path, dtype, attention)
+    rows = 0.1 * _fresh_rows(model, len(heads), seed)
+    rows[len(heads.weights) :] = 0.0
+    if stored is not None:
+        known = dict(zip(stored[0].names, stored[1], strict=True))
+        if len(stored[0].weights) == len(heads.weights) == 1:  # the one aspect may be called anything
+            known[heads.names[0]] = stored[1][0]
+        for row, name in enumerate(heads.names):
+            rows[row] = known.get(name, rows[row])
+    return _with_head(model, rows)
+
+
+def _load_classifier(
+    path: str | Path, dtype: Dtype, attention: str
+) -> tuple[nn.Module, tuple[RewardHeads, torch.Tensor] | None]:
+    """The model and, where the folder has a head, what its rows mean and float32 [rows, d] of them."""
     import deepspeed
 
-    sharded = hasattr(parameter, "ds_id")
-    with deepspeed.zero.GatheredParameters([parameter] if sharded else [], modifier_rank=0 if sharded else None):
-        with torch.no_grad():
-            parameter.copy_(value.to(parameter.dtype))
+    has_head = any(n.endswith("ForSequenceClassification") for n in _config(path).architectures or ())
+    config = _config(path) if has_head else _config(path, num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(str(path), config=config, **_options(dtype, attention))
+    if not has_head:
+        return model, None
+    weight = model.score.weight
+    with deepspeed.zero.GatheredParameters([weight] if hasattr(weight, "ds_id") else []):
+        return model, (RewardHeads.read(config), weight.detach().float().cpu().clone())
+
+
+def _fresh_rows(model: nn.Module, count: int, seed: int) -> torch.Tensor:
+    """float32 [count, d] with std 1/√(d+1)."""
+    width = model.score.in_features
+    return torch.randn((count, width), generator=torch.Generator().manual_seed(seed)) / math.sqrt(width + 1)
+
+
+def _with_head(model: nn.Module, rows: torch.Tensor) -> nn.Module:
+    """The model with a new head, float32 [rows, d]; where DeepSpeed shards the model, it will take this in as well."""
+    count, width = rows.shape
+    weight = model.score.weight
+    head = nn.Linear(width, count, bias=False, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        head.weight.copy_(rows)
+    model.score, model.num_labels = head, count
+    if model.config.num_labels != count:
+        model.config.num_labels = count
+    return use_onednn(model)
 
 
 def _config(path: str | Path, **overrides: object) -> PreTrainedConfig:

@@ -19,6 +19,7 @@ from rlhf_ray.errors import InputError
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model
+from rlhf_ray.models.reward_heads import normalisation
 from rlhf_ray.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -47,15 +48,18 @@ class RewardSource(Protocol):
 
 
 class ModelReward:
-    """A sequence-classification model with one label, read at the last token, normalised as its config says."""
+    """A sequence-classification model, read at the last token, normalised as its config says.
+
+    Of a model of several annotator groups it is the consensus, or the group that `reward.model.group` names.
+    """
 
     name = "model"
 
     def __init__(self, path: str, weight: float, config: RewardConfig, device: torch.device) -> None:
-        model = load_scalar_model(path, config.dtype, config.attention).eval().to(device)
+        group = config.model.group if config.model else None
+        model = load_scalar_model(path, config.dtype, config.attention, reading=group).eval().to(device)
         self.weight, self.device, self.budget = weight, device, config.micro_batch_tokens
-        self.mean = float(getattr(model.config, "reward_mean", 0.0))
-        self.std = float(getattr(model.config, "reward_std", 1.0))
+        self.mean, self.std = normalisation(model.config)
         self.scorer = SequenceScores(model)
 
     def score(self, rollouts: Sequence[Rollout]) -> np.ndarray:
@@ -123,10 +127,10 @@ def sequences(rollouts: Sequence[Rollout]) -> Batch:
 
 @torch.inference_mode()
 def score_sequences(scorer: SequenceScores, batch: Batch, token_budget: int, device: torch.device) -> np.ndarray:
-    """float64 [B]: raw scores, computed in micro-batches of similar lengths."""
+    """float64 [B]: raw scores of a head of one row, computed in micro-batches of similar lengths."""
     scores = np.empty(len(batch))
     for indices in plan_micro_batches(batch.lengths, 1, token_budget).micro_batches[0]:
-        scores[indices] = scorer(pad(batch.select(indices), device)).cpu().numpy()
+        scores[indices] = scorer(pad(batch.select(indices), device))[:, 0].cpu().numpy()
     return scores
 
 

@@ -37,6 +37,9 @@ class Datasets:
     demonstrations: Split | None
     pairs: Split | None
     prompts: Split | None
+    rankings: Split | None = None
+    scores: Split | None = None
+    edits: Split | None = None
 
     @property
     def texts(self) -> list[str]:

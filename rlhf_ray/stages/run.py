@@ -25,7 +25,8 @@ from rlhf_ray.stages.checks import check_run
 from rlhf_ray.stages.cluster import connect
 from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets
 from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
-from rlhf_ray.stages.preliminary import base_model, run_reward_model, run_sft
+from rlhf_ray.stages.preliminary import base_model, run_sft
+from rlhf_ray.stages.reward_model import run_reward_model
 from rlhf_ray.telemetry.console import console
 from rlhf_ray.telemetry.events import EventLog, read_events
 from rlhf_ray.telemetry.progress import StageProgress
@@ -101,7 +102,7 @@ def _supervised_stages(current: Run) -> None:
             run_sft(config, folder, current.base, current.data.demonstrations, current.note)
     if "reward_model" in config.stages and not (folder.reward_model / "config.json").is_file():
         with current.stage("reward_model"):
-            run_reward_model(config, folder, current.start, current.data.pairs, current.note)
+            run_reward_model(config, folder, current.start, current.data, current.note)
 
 
 async def _reinforcement_stages(current: Run) -> None:
@@ -121,8 +122,9 @@ async def _reinforcement_stages(current: Run) -> None:
             if _ppo_is_due(current):
                 with current.stage("ppo"):
                     await run_ppo(
-                        config, current.folder, roles, current.start, current.data.prompts, current.events, found
-                    )
+                        config, current.folder, roles, current.start, current.data.prompts, current.events, found,
+                        current.data.demonstrations,
+                    )  # fmt: skip
             if "evaluation" in config.stages:
                 await _evaluate(current, roles)
         finally:

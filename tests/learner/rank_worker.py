@@ -5,17 +5,22 @@ from __future__ import annotations
 import socket
 
 import numpy as np
+from torch import nn
 
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig, ShardingConfig
+from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.learner import engine
-from rlhf_ray.learner.objectives import policy_objective
+from rlhf_ray.learner.objectives import Objective, policy_objective
 from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
-from rlhf_ray.models.heads import TokenLogprobs
-from rlhf_ray.models.loading import load_causal_lm
+from rlhf_ray.models.heads import SequenceScores, TokenLogprobs
+from rlhf_ray.models.loading import load_causal_lm, load_reward_model
+from rlhf_ray.models.reward_heads import RewardHeads
 
+HEADS = RewardHeads({"reward": 1.0}, ("cooks", "guests"))
 ALGORITHM = AlgorithmConfig(kl=KLConfig(placement="loss", estimator="k3", coefficient=0.1))
 
 
@@ -34,6 +39,12 @@ class RankWorker:
     def join(self, port: int) -> None:
         engine.join_group(self.rank, self.world, "127.0.0.1", port, use_gpu=False)
 
+    def load(self, model: str) -> nn.Module:
+        return TokenLogprobs(load_causal_lm(model))
+
+    def objective(self) -> Objective:
+        return policy_objective(ALGORITHM, 0.1)
+
     def train(
         self, model: str, stage: int, batch: Batch, budget: int, steps: int, max_grad_norm: float = 1e9
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[float], list[float]]:
@@ -45,7 +56,7 @@ class RankWorker:
             optimizer=OptimizerConfig(learning_rate=1e-3, max_grad_norm=max_grad_norm),
             micro_batch_tokens=budget,
         )
-        wrapped = engine.build(lambda: TokenLogprobs(load_causal_lm(model)), config)
+        wrapped = engine.build(lambda: self.load(model), config)
         learner = ShardedModel(wrapped, config, self.rank, self.world)
         gradients: dict[str, np.ndarray] = {}
         step = wrapped.step
@@ -58,10 +69,25 @@ class RankWorker:
             step()
 
         wrapped.step = recording_step
-        plan = plan_micro_batches(batch.lengths, self.world, budget).micro_batches[self.rank]
-        results = [learner.step(batch, plan, policy_objective(ALGORITHM, 0.1), 1e-3) for _ in range(steps)]
+        plan = plan_micro_batches(batch.lengths, self.world, budget, batch.element_sizes).micro_batches[self.rank]
+        objective = self.objective()
+        results = [learner.step(batch, plan, objective, 1e-3) for _ in range(steps)]
         parameters = {name: p.float().cpu().numpy().copy() for name, p in learner.named_weights(1 << 20)}
         return gradients, parameters, [r.loss for r in results], [r.grad_norm for r in results]
+
+
+class RewardRankWorker(RankWorker):
+    """A reward model of two annotator groups instead of a policy."""
+
+    def __init__(self, rank: int, world: int, config: RewardModelConfig) -> None:
+        super().__init__(rank, world)
+        self.config = config
+
+    def load(self, model: str) -> nn.Module:
+        return SequenceScores(load_reward_model(model, HEADS, seed=1))
+
+    def objective(self) -> Objective:
+        return RewardObjective(self.config, HEADS)
 
 
 def ragged_batch(rng: np.random.Generator, vocabulary: int, lengths: list[int], prompt: int = 2) -> Batch:

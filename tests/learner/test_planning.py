@@ -1,4 +1,4 @@
-"""Plans of micro-batches: nothing lost, nothing twice, within budget, balanced; for any lengths."""
+"""Plans of micro-batches: nothing lost, nothing twice, within budget, balanced; for any lengths and elements."""
 
 from __future__ import annotations
 
@@ -14,44 +14,57 @@ from rlhf_ray.learner.planning import OVERHEAD, plan_micro_batches
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 RANKS = st.integers(1, 5)
 BUDGET = st.integers(1, 1000)
-GROUP = st.integers(1, 3)
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int]:
-    group = draw(GROUP)
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, int, int, np.ndarray]:
+    """Lengths, ranks, budget, and how many sequences each element has."""
     lengths = np.asarray(draw(LENGTHS))
-    return np.repeat(lengths, group) + np.arange(len(lengths) * group) % group, draw(RANKS), draw(BUDGET), group
+    cuts = draw(st.lists(st.integers(1, max(1, len(lengths) - 1)), max_size=30)) if len(lengths) > 1 else []
+    elements = np.diff(sorted({0, *cuts, len(lengths)}))
+    return lengths, draw(RANKS), draw(BUDGET), elements
 
 
 @given(problems())
-def test_every_sequence_once_and_groups_together(problem):
-    lengths, ranks, budget, group = problem
-    plan = plan_micro_batches(lengths, ranks, budget, group).micro_batches
+def test_every_sequence_once_and_elements_together(problem):
+    lengths, ranks, budget, elements = problem
+    plan = plan_micro_batches(lengths, ranks, budget, elements).micro_batches
     everything = np.concatenate([micro for rank in plan for micro in rank])
     assert sorted(everything.tolist()) == list(range(len(lengths)))
+    number = np.repeat(np.arange(len(elements)), elements)
     for rank in plan:
         for micro in rank:
-            rows = micro.reshape(-1, group)
-            assert (rows == rows[:, :1] // group * group + np.arange(group)).all()
+            for element in np.unique(number[micro]):
+                places = np.flatnonzero(number[micro] == element)
+                assert (np.diff(places) == 1).all(), "consecutive"
+                assert micro[places].tolist() == np.flatnonzero(number == element).tolist(), "whole and in order"
+
+
+@given(problems())
+def test_sequences_are_elements_by_themselves_unless_told_otherwise(problem):
+    lengths, ranks, budget, _ = problem
+    plans = [plan_micro_batches(lengths, ranks, budget, each) for each in (None, np.ones(len(lengths), dtype=np.int64))]
+    first, second = ([micro.tolist() for rank in plan.micro_batches for micro in rank] for plan in plans)
+    assert first == second
 
 
 @given(problems())
 def test_all_ranks_have_as_many_micro_batches(problem):
-    lengths, ranks, budget, group = problem
-    plan = plan_micro_batches(lengths, ranks, budget, group).micro_batches
+    lengths, ranks, budget, elements = problem
+    plan = plan_micro_batches(lengths, ranks, budget, elements).micro_batches
     assert len(plan) == ranks and len({len(rank) for rank in plan}) == 1
     fullest = max(sum(len(micro) > 0 for micro in rank) for rank in plan)
     assert len(plan[0]) == fullest, "a step in which no rank has anything to do"
 
 
 @given(problems())
-def test_padded_tokens_stay_within_the_budget_unless_one_group_exceeds_it(problem):
-    lengths, ranks, budget, group = problem
-    for rank in plan_micro_batches(lengths, ranks, budget, group).micro_batches:
+def test_padded_tokens_stay_within_the_budget_unless_one_element_exceeds_it(problem):
+    lengths, ranks, budget, elements = problem
+    number = np.repeat(np.arange(len(elements)), elements)
+    for rank in plan_micro_batches(lengths, ranks, budget, elements).micro_batches:
         for micro in rank:
             padded = len(micro) * int(lengths[micro].max()) if len(micro) else 0
-            assert padded <= budget or len(micro) == group
+            assert padded <= budget or len(set(number[micro])) == 1
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=9), BUDGET)
@@ -75,15 +88,17 @@ def test_no_other_cut_of_the_sorted_sequences_costs_less(lengths, budget):
 
 
 @given(problems())
-def test_no_rank_has_more_than_the_mean_and_one_group(problem):
-    lengths, ranks, budget, group = problem
-    totals = lengths.reshape(-1, group).sum(axis=1)
+def test_no_rank_has_more_than_the_mean_and_one_element(problem):
+    lengths, ranks, budget, elements = problem
+    totals = np.asarray([part.sum() for part in np.split(lengths, np.cumsum(elements)[:-1])])
     loads = [
         sum(int(lengths[micro].sum()) for micro in rank)
-        for rank in plan_micro_batches(lengths, ranks, budget, group).micro_batches
+        for rank in plan_micro_batches(lengths, ranks, budget, elements).micro_batches
     ]
     assert max(loads) <= lengths.sum() / ranks + totals.max()
-    assert max(loads) - min(loads) <= totals.max(), "the last group given to the fullest rank went to the emptiest then"
+    assert max(loads) - min(loads) <= totals.max(), (
+        "the last element given to the fullest rank went to the emptiest then"
+    )
 
 
 @given(problems())

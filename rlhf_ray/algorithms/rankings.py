@@ -1,0 +1,122 @@
+"""Learning a reward from one person's order of several responses to a prompt.
+
+Responses stand end to end, an element (one person's ranking) after the other: `sizes` [E] says how many each has, and
+`ranks` [M] gives each its place, 1 the best, equal places tied. Invariants: each loss depends on differences of rewards
+only; ranking two responses is choosing between them, so for elements of two every loss here is Bradley-Terry's; a tie
+costs the mean over the orders that it may stand for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MOST_TIED = 12
+"""Responses that may share one place of a Plackett-Luce ranking: its loss has 2^n terms for n of them."""
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All pairs of responses within elements, C of them."""
+
+    first: np.ndarray
+    """int64 [C]: index of one response."""
+    second: np.ndarray
+    """int64 [C]: index of the other."""
+    element: np.ndarray
+    """int64 [C]: the element of both."""
+    share: np.ndarray
+    """float32 [C]: 1 / number of pairs of the element, so that every element counts the same however long it is."""
+
+
+def all_pairs(sizes: np.ndarray) -> Comparisons:
+    """Every pair of every element: what InstructGPT trains on (arXiv 2203.02155), one element never split.
+
+    Args:
+        sizes: int64 [E], each at least 2.
+    """
+    starts = np.cumsum(sizes) - sizes
+    parts = []
+    for size in np.unique(sizes):
+        elements = np.flatnonzero(sizes == size)
+        first, second = np.triu_indices(int(size), 1)
+        offsets = starts[elements][:, None]
+        share = np.full(offsets.shape[0] * len(first), 1.0 / len(first), dtype=np.float32)
+        parts.append(((offsets + first).ravel(), (offsets + second).ravel(), np.repeat(elements, len(first)), share))
+    return Comparisons(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def preference_of_ranks(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """float32 [C]: 1 where the first has the better (lower) rank, 1/2 for a tie, 0 otherwise."""
+    return (0.5 * (1.0 + np.sign(second - first))).astype(np.float32)
+
+
+def plackett_luce_loss(rewards: Tensor, ranks: np.ndarray, sizes: np.ndarray) -> Tensor:
+    """`-Σ_i [r_(i) - logsumexp_{j >= i} r_(j)]` (Luce 1959, Plackett 1975): the best of all, then the best of the rest, …
+
+    A tie costs the mean over the orders of those who share the place.
+
+    Args:
+        rewards: [M].
+        ranks: int [M].
+        sizes: int64 [E]; at most `MOST_TIED` of an element share a place.
+
+    Returns: [E], nats.
+    """
+    stages = [_stages(tuple(part)) for part in np.split(ranks.astype(int), np.cumsum(sizes)[:-1])]
+    width = int(sizes.max())
+    members = np.concatenate([np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m, _ in stages])
+    element = np.repeat(np.arange(len(sizes)), [len(weights) for _, weights in stages])
+    rows = torch.from_numpy((np.cumsum(sizes) - sizes)[element][:, None] + np.where(members, np.arange(width), 0))
+    candidates = rewards[rows.to(rewards.device)]
+    remaining = candidates.masked_fill(~torch.from_numpy(members).to(rewards.device), -torch.inf).logsumexp(dim=1)
+    weights = torch.from_numpy(np.concatenate([w for _, w in stages])).to(rewards)
+    return _by_element(weights * remaining, element, sizes) - _sum(rewards, sizes)
+
+
+def choice_loss(rewards: Tensor, ranks: np.ndarray, sizes: np.ndarray) -> Tensor:
+    """Cross-entropy of the choice of the best of N: `logsumexp_j r_j` minus the mean reward of those who share place 1.
+
+    The order of the others is not read. Arguments and result as of `plackett_luce_loss`.
+    """
+    starts, element = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes)
+    best = ranks == np.minimum.reduceat(ranks, starts)[element]
+    share = torch.from_numpy(best / np.bincount(element, best)[element]).to(rewards)
+    rows = rewards.new_full((len(sizes), int(sizes.max())), -torch.inf)
+    places = torch.from_numpy(np.arange(len(ranks)) - starts[element]).to(rewards.device)
+    rows = rows.index_put((torch.from_numpy(element).to(rewards.device), places), rewards)
+    return rows.logsumexp(dim=1) - _sum(share * rewards, sizes)
+
+
+@lru_cache(maxsize=4096)
+def _stages(ranks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Who is still to be placed in each choice that makes the ranking: members bool [S, K], and the choices' weights [S].
+
+    Over all orders of a tie of t, the s of them that come last are each of the C(t, s) subsets equally often.
+    """
+    members, weights = [], []
+    for rank in sorted(set(ranks)):
+        tied = [index for index, other in enumerate(ranks) if other == rank]
+        if len(tied) > MOST_TIED:
+            raise ValueError(f"{len(tied)} responses share place {rank} of a ranking; at most {MOST_TIED} may")
+        later = [other > rank for other in ranks]
+        for size in range(len(tied), 0, -1):
+            for subset in combinations(tied, size):
+                members.append([after or index in subset for index, after in enumerate(later)])
+                weights.append(1.0 / comb(len(tied), size))
+    return np.asarray(members, dtype=bool), np.asarray(weights)
+
+
+def _sum(values: Tensor, sizes: np.ndarray) -> Tensor:
+    return _by_element(values, np.repeat(np.arange(len(sizes)), sizes), sizes)
+
+
+def _by_element(values: Tensor, element: np.ndarray, sizes: np.ndarray) -> Tensor:
+    """Sums of `values` [n] over each element: [E]."""
+    return values.new_zeros(len(sizes)).index_add(0, torch.from_numpy(element).to(values.device), values)
