@@ -51,17 +51,27 @@ def rloo(scores: Tensor, groups: Tensor) -> Tensor:
     return centred * sizes / (sizes - 1)
 
 
-def grpo(scores: Tensor, groups: Tensor, eps: float = 1e-4, normalise_std: bool = True) -> Tensor:
-    """Group-relative advantages (arXiv 2402.03300): `(r - mean) / (std + eps)`, the std with divisor K - 1.
+def grpo(scores: Tensor, groups: Tensor, eps: float = 1e-4) -> Tensor:
+    """Group-relative advantages (GRPO, arXiv 2402.03300): `(r - mean) / (std + eps)`, the std with divisor K - 1.
 
-    `normalise_std=False` is Dr. GRPO (arXiv 2503.20783), which leaves the scale of the scores alone.
-    scores: [B]; groups: int64 [B]. Returns: [B]. Raises ValueError for a group of one.
+    scores: [B]; groups: int64 [B], equal for responses to one prompt. Returns: [B]. Raises ValueError for a group of one.
     """
     centred, sizes, index = _centre_in_groups(scores, groups, "GRPO")
-    if not normalise_std:
-        return centred
     squares = torch.zeros_like(centred).scatter_add(0, index, centred.square())[index]
     return centred / ((squares / (sizes - 1)).sqrt() + eps)
+
+
+def dr_grpo(scores: Tensor, groups: Tensor) -> Tensor:
+    """`r - mean` of the group (Dr. GRPO, arXiv 2503.20783): without the std, which would favour easy and hard prompts.
+
+    The paper's other half is the aggregation `constant`, without a length bias. Arguments and result as in `grpo`.
+    """
+    return _centre_in_groups(scores, groups, "Dr. GRPO")[0]
+
+
+def group_baseline(scores: Tensor, groups: Tensor, method: str) -> Tensor:
+    """The mean of each score's group, [B]. Raises ValueError, naming `method`, for a group of one."""
+    return scores - _centre_in_groups(scores, groups, method)[0]
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, over: Summary | None = None) -> Tensor:

@@ -1,8 +1,9 @@
 """Importance weights for tokens that were sampled under other probabilities than the learner's.
 
 The engine's kernels and precision, or an older policy, make `behaviour != proximal`; the weight is
-`w = exp(proximal - behaviour)`, and what to do where it is large is a choice: truncate it (TIS) or drop the token
-(IcePop).
+`w = exp(proximal - behaviour)`, and what to do where it is large is a choice: truncate it (truncated importance
+sampling, TIS: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"), drop the token
+(IcePop: Ling Team, arXiv 2510.18855) or drop the whole sequence (masked importance sampling, MIS).
 
 Invariants: weights are constants (detached); they are 1 where both agree and 0 where masked. A dropped token still
 counts in the denominator of the loss: that is defined by the global batch, not by what the weights turn out to be.
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from .ratios import masked_log_ratio
+from .ratios import bounded_exp, masked_log_ratio
+from .segments import Segments
 
 
 def importance_weights(
@@ -28,6 +29,7 @@ def importance_weights(
     bound: Literal["truncate", "mask"] = "truncate",
     upper: float = 2.0,
     lower: float = 0.0,
+    segments: Segments | None = None,
 ) -> Tensor:
     """Weights of the shape of the logprobs.
 
@@ -35,9 +37,10 @@ def importance_weights(
         proximal_logprobs: of the policy that the update starts from, computed by the learner.
         behaviour_logprobs: of whatever sampled the tokens.
         level: `token` weighs each token by its own ratio (low variance, biased); `sequence` weighs all tokens of a
-            row by the product of the row's ratios (the exact correction, high variance) and needs [B, T].
+            sequence by the product of its ratios (the exact correction, high variance).
         bound: `truncate` cuts weights to at most `upper`; `mask` sets weights outside [lower, upper] to zero.
         upper, lower: bounds of the ratio; `upper=math.inf` for none. `lower` is for `mask` only.
+        segments: which tokens are one sequence, for the level `sequence`; None: each row of [B, T] is one.
 
     Raises ValueError for bounds that do not enclose 1, a lower bound with `truncate`, or an unknown choice.
     """
@@ -45,8 +48,9 @@ def importance_weights(
     valid = mask.bool()
     log_ratio = masked_log_ratio(proximal_logprobs.detach(), behaviour_logprobs.detach(), valid)
     if level == "sequence":
-        log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
-    weights = torch.exp(log_ratio)
+        segments = segments if segments is not None else Segments.rows(valid)
+        log_ratio = segments.spread(segments.sum(log_ratio))
+    weights = bounded_exp(log_ratio)
     if bound == "truncate":
         weights = weights.clamp(max=upper)
     else:

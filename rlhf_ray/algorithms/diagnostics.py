@@ -6,7 +6,7 @@ measuring the whole. Only `metrics()` divides. Keys follow `metrics.jsonl`; mean
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 from torch import Tensor
@@ -36,9 +36,14 @@ class PolicyDiagnostics(Diagnostics):
     clipped: Summary
     approx_kl: Summary
     entropy: Summary
+    correction: Summary = field(default_factory=Summary.empty)
+    """Importance weights of the tokens, where they are corrected."""
+    demonstrations: Summary = field(default_factory=Summary.empty)
+    """Cross-entropy of the demonstrations' tokens, where there are some."""
 
     def metrics(self) -> dict[str, float]:
         """Entropy and KL in nats per token. `approx_kl` is k3 of KL(old || new)."""
+        optional = {"policy/correction_mean": self.correction, "policy/ptx_loss": self.demonstrations}
         return {
             "policy/ratio_mean": self.ratio.mean,
             "policy/ratio_variance": self.ratio.variance,
@@ -46,18 +51,29 @@ class PolicyDiagnostics(Diagnostics):
             "policy/clip_fraction": self.clipped.mean,
             "policy/approx_kl": self.approx_kl.mean,
             "policy/entropy": self.entropy.mean,
-        }
+        } | {name: summary.mean for name, summary in optional.items() if summary.count > 0}
 
 
 def measure_policy(
-    policy_loss: PolicyLoss, logprobs: Tensor, old_logprobs: Tensor, entropy: Tensor, mask: Tensor
+    policy_loss: PolicyLoss,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    entropy: Tensor,
+    mask: Tensor,
+    correction: Tensor | None = None,
+    demonstrations: Tensor | None = None,
 ) -> PolicyDiagnostics:
-    """Of one part of a minibatch; all tensors of one shape."""
+    """Of one part of a minibatch; all tensors of one shape.
+
+    `correction` are the importance weights of the tokens; `demonstrations` marks tokens that are no sampled ones.
+    """
     return PolicyDiagnostics(
         ratio=summarise(policy_loss.ratio, mask),
         clipped=summarise(policy_loss.clipped, mask),
         approx_kl=summarise(k3(old_logprobs.detach(), logprobs.detach(), mask), mask),
         entropy=summarise(entropy, mask),
+        correction=_summary(correction, mask),
+        demonstrations=_summary(None if demonstrations is None else -logprobs, demonstrations),
     )
 
 
@@ -93,20 +109,5 @@ def measure_value(value_loss: ValueLoss, values: Tensor, returns: Tensor, mask: 
     )
 
 
-@dataclass(frozen=True)
-class MismatchDiagnostics(Diagnostics):
-    """Of the learner's logprobs against those of the engine that sampled the tokens."""
-
-    difference: Summary
-
-    def metrics(self) -> dict[str, float]:
-        """Absolute differences in nats."""
-        return {
-            "engine/logprob_difference_mean": self.difference.mean,
-            "engine/logprob_difference_max": self.difference.maximum,
-        }
-
-
-def measure_mismatch(logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> MismatchDiagnostics:
-    """Of one part of a batch; all tensors of one shape."""
-    return MismatchDiagnostics(difference=summarise((logprobs.detach() - engine_logprobs).abs(), mask))
+def _summary(values: Tensor | None, mask: Tensor | None) -> Summary:
+    return Summary.empty() if values is None else summarise(values, mask)

@@ -1,7 +1,7 @@
 """The advantage estimators by their names in the config, with what each asks of the rest of the system.
 
-Invariant: they all map token rewards [B, T] to token advantages [B, T], so the driver does not know which one runs. The
-group estimators compare whole responses: their score is the sum of a response's token rewards (a KL penalty in the
+Invariant: they all map token rewards [B, T] to token advantages [B, T], so the driver does not know which one runs. RLOO
+and (Dr.) GRPO compare whole responses: their score is the sum of a response's token rewards (a KL penalty in the
 reward included), and each of its tokens gets the same advantage.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .advantages import gae, grpo, rloo
+from .advantages import dr_grpo, gae, grpo, rloo
+from .reinforce import reinforce_plus_plus, reinforce_plus_plus_baseline
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class EstimatorInput:
     """[B, T], 0 where masked."""
     mask: Tensor
     """[B, T]."""
+    scores: Tensor
+    """[B], as they are in the rewards, without a KL penalty."""
     groups: Tensor
     """int64 [B], equal for responses to one prompt."""
     values: Tensor | None = None
@@ -36,7 +39,7 @@ class Advantages:
     """What the policy and the critic are trained on; 0 where masked."""
 
     advantages: Tensor
-    """[B, T], not whitened."""
+    """[B, T], whitened only where that is part of the estimator's definition."""
     returns: Tensor | None
     """[B, T], targets of the critic; None where there is none."""
 
@@ -49,6 +52,8 @@ class AdvantageEstimator:
     needs_groups: bool
     """Every prompt must have at least two responses in the batch."""
     compute: Callable[[EstimatorInput], Advantages]
+    per_response: bool = False
+    """All tokens of a response have the same advantage."""
 
 
 def estimator_named(name: str) -> AdvantageEstimator:
@@ -74,13 +79,20 @@ def _grouped(score_advantages: Callable[[Tensor, Tensor], Tensor]) -> Callable[[
     return compute
 
 
-def _dr_grpo(scores: Tensor, groups: Tensor) -> Tensor:
-    return grpo(scores, groups, normalise_std=False)
+def _reinforce_plus_plus(batch: EstimatorInput) -> Advantages:
+    return Advantages(reinforce_plus_plus(batch.rewards, batch.mask, batch.gamma), returns=None)
+
+
+def _reinforce_plus_plus_baseline(batch: EstimatorInput) -> Advantages:
+    advantages = reinforce_plus_plus_baseline(batch.rewards, batch.mask, batch.scores, batch.groups, batch.gamma)
+    return Advantages(advantages, returns=None)
 
 
 ESTIMATORS = {
     "gae": AdvantageEstimator(needs_critic=True, needs_groups=False, compute=_gae),
-    "rloo": AdvantageEstimator(needs_critic=False, needs_groups=True, compute=_grouped(rloo)),
-    "grpo": AdvantageEstimator(needs_critic=False, needs_groups=True, compute=_grouped(grpo)),
-    "dr_grpo": AdvantageEstimator(needs_critic=False, needs_groups=True, compute=_grouped(_dr_grpo)),
+    "rloo": AdvantageEstimator(False, True, _grouped(rloo), per_response=True),
+    "grpo": AdvantageEstimator(False, True, _grouped(grpo), per_response=True),
+    "dr_grpo": AdvantageEstimator(False, True, _grouped(dr_grpo), per_response=True),
+    "reinforce_plus_plus": AdvantageEstimator(False, False, _reinforce_plus_plus),
+    "reinforce_plus_plus_baseline": AdvantageEstimator(False, True, _reinforce_plus_plus_baseline),
 }

@@ -2,7 +2,7 @@
 
 With x sampled from the policy q, the reference p and r = p(x) / q(x):
 
-- k1 = -log r: unbiased, but its expected *gradient* is zero, so it belongs in the reward and never in the loss;
+- k1 = -log r: unbiased, but its expected *gradient* is zero, so it belongs in the reward, or in the loss with a weight;
 - k2 = (log r)^2 / 2: biased as a value, but its expected gradient is that of KL(q || p);
 - k3 = r - 1 - log r: unbiased and never negative; its expected gradient is that of the forward KL(p || q).
 
@@ -11,10 +11,12 @@ Invariant: every estimate is per token, 0 where masked, elementwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .ratios import MAX_LOG_RATIO, masked_log_ratio
+from .ratios import MAX_LOG_RATIO, bounded_exp, masked_log_ratio
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -33,15 +35,38 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
     return torch.expm1(log_r) - log_r
 
 
-KL_LOSSES = {"k2": k2, "k3": k3}
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
-def kl_loss(kind: str, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """A KL term per token, to be added to the policy loss with a coefficient. Raises ValueError for an unfit kind."""
-    if kind not in KL_LOSSES:
-        reason = ": the expected gradient of k1 is zero; put it in the reward" if kind == "k1" else ""
-        raise ValueError(f"no KL loss {kind!r}{reason}; allowed: {', '.join(KL_LOSSES)}")
-    return KL_LOSSES[kind](logprobs, reference_logprobs, mask)
+def kl_estimator(kind: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The estimator of a config's name. Raises ValueError for an unknown one."""
+    if kind not in ESTIMATORS:
+        raise ValueError(f"unknown KL estimator {kind!r}; allowed: {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[kind]
+
+
+def kl_loss(
+    kind: str, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, old_logprobs: Tensor | None = None
+) -> Tensor:
+    """A KL term per token, to be added to the policy loss with a coefficient.
+
+    With `old_logprobs`, of the policy that sampled, the estimate is weighed by `policy / old`: then the expected gradient of
+    k1 and of k3 is that of KL(policy || reference), also off policy (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+
+    Raises ValueError for k1 without those weights, whose expected gradient is zero, and for k2 with them, whose expected
+    gradient then is that of E[k2], which is no divergence.
+    """
+    estimate = kl_estimator(kind)(logprobs, reference_logprobs, mask)
+    if old_logprobs is None:
+        if kind == "k1":
+            raise ValueError(
+                "the expected gradient of k1 as a loss is zero; put it in the reward, weigh it by the policy's ratio, "
+                "or use k2 (gradient of KL(policy || reference)) or k3"
+            )
+        return estimate
+    if kind == "k2":
+        raise ValueError("k2 has the gradient of KL(policy || reference) as it is; weigh k1 or k3 by the ratio, not k2")
+    return bounded_exp(masked_log_ratio(logprobs, old_logprobs.detach(), mask)) * estimate
 
 
 def sequence_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:

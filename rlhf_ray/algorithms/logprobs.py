@@ -5,7 +5,7 @@ float32 copy and their log-softmax; here only the logits themselves are kept, an
 backward pass, some rows at a time.
 
 Invariants: arithmetic in float32 at least, whatever the type of the logits; beside the logits and their gradient,
-memory is bounded by `CHUNK_ELEMENTS`; the entropy has no gradient.
+memory is bounded by `CHUNK_ELEMENTS`, with or without a gradient of the entropy.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def token_logprobs_and_entropy(
         temperature: > 0, the same as the sampler's.
         with_entropy: False saves a pass over the logits.
 
-    Returns: logprobs [N], differentiable, and entropy [N] without gradient, or None; float32 (float64 for float64
-    logits).
+    Returns: logprobs [N] and entropy [N] (or None), both differentiable; float32 (float64 for float64 logits).
     Raises ValueError for a temperature that is not positive or shapes that do not fit.
     """
     if not temperature > 0.0:
@@ -49,6 +48,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(logits, targets)
         ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logprobs = torch.empty(len(logits), dtype=dtype, device=logits.device)
         entropy = torch.empty_like(logprobs) if with_entropy else None
@@ -58,21 +58,43 @@ class _TokenLogprobs(torch.autograd.Function):
             if entropy is not None:
                 table.clamp_(min=torch.finfo(dtype).min)  # because 0 * -inf, for a token that cannot be sampled, is NaN
                 entropy[rows] = table.exp().mul_(table).sum(dim=-1).neg_()
-        if entropy is not None:
-            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
+    def backward(
+        ctx: FunctionCtx, grad: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
+        """`d logprob_y / d z = (1[y] - p) / T` and `d H / d z = -p (log p + H) / T`, with p recomputed by chunks."""
+        if grad is None and grad_entropy is None:
+            return None, None, None, None
         logits, targets = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         for rows in _chunks(logits):
-            scaled_grad = (grad[rows] / ctx.temperature).unsqueeze(1)
-            table = torch.softmax(_scaled(logits[rows], ctx.temperature, grad.dtype), dim=-1, dtype=grad.dtype)
-            table.mul_(-scaled_grad).scatter_add_(1, targets[rows].unsqueeze(1), scaled_grad)
+            scaled = _scaled(logits[rows], ctx.temperature, dtype)
+            table: Tensor | float = 0.0
+            if grad is not None:
+                table = _logprob_gradient(scaled, targets[rows], dtype, (grad[rows] / ctx.temperature).unsqueeze(1))
+            if grad_entropy is not None:
+                upstream = (grad_entropy[rows] / ctx.temperature).unsqueeze(1)
+                table = _entropy_gradient(scaled, dtype).mul_(upstream).add_(table)
             grad_logits[rows] = table
         return grad_logits, None, None, None
+
+
+def _logprob_gradient(scaled: Tensor, targets: Tensor, dtype: torch.dtype, upstream: Tensor) -> Tensor:
+    """`upstream * (1[target] - p)` of each row's softmax; upstream: [n, 1]."""
+    table = torch.softmax(scaled, dim=-1, dtype=dtype)
+    return table.mul_(-upstream).scatter_add_(1, targets.unsqueeze(1), upstream)
+
+
+def _entropy_gradient(scaled: Tensor, dtype: torch.dtype) -> Tensor:
+    """`-p (log p + H)` of each row's softmax."""
+    table = torch.log_softmax(scaled, dim=-1, dtype=dtype).clamp_(min=torch.finfo(dtype).min)
+    probabilities = table.exp()
+    negative_entropy = (probabilities * table).sum(dim=-1, keepdim=True)
+    return table.sub_(negative_entropy).mul_(probabilities).neg_()
 
 
 def _chunks(logits: Tensor) -> list[slice]:

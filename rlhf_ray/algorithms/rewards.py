@@ -1,6 +1,6 @@
 """From one score per response to one reward per token.
 
-Invariant: the rewards of a row sum to `score - beta * sum(logprobs - reference_logprobs)` over its valid tokens, the
+Invariant: the rewards of a row sum to `score - beta * sum(KL estimates)` over its valid tokens; with k1 that is the
 sequence reward of Ziegler et al. 2019 (arXiv 1909.08593, section 2). The score lies on the last valid token, which is
 the end-of-sequence token of a finished response. Masked tokens get zero.
 """
@@ -10,13 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ratios import masked_log_ratio
+from .kl import kl_estimator
 
 
 def token_rewards(
-    scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor | None, mask: Tensor, beta: float
+    scores: Tensor,
+    logprobs: Tensor,
+    reference_logprobs: Tensor | None,
+    mask: Tensor,
+    beta: float,
+    estimator: str = "k1",
 ) -> Tensor:
-    """`-beta * (logprobs - reference_logprobs)` at each valid token, plus the score at the last one.
+    """`-beta * KL estimate` at each valid token, plus the score at the last one.
+
+    With k1, `logprobs - reference_logprobs`, the policy gradient of these rewards (as returns to go) is exactly that of
+    `E[score] - beta * KL(policy || reference)`. With k3 it is that of `KL(policy || reference) - KL(reference || policy)`
+    in place of the KL, and with k2 another one again: less noise, and another objective.
 
     Args:
         scores: [B], one per response.
@@ -24,8 +33,9 @@ def token_rewards(
         reference_logprobs: [B, T]; may be None where `beta` is 0.
         mask: [B, T]. A row without a valid token gets no reward, its score included.
         beta: coefficient of the KL penalty, per nat.
+        estimator: k1, k2 or k3 (see `kl`).
 
-    Returns: [B, T].
+    Returns: [B, T], detached.
     Raises ValueError where `beta` is not 0 and there are no reference logprobs.
     """
     valid = mask.bool()
@@ -36,11 +46,17 @@ def token_rewards(
     if beta == 0.0 or reference_logprobs is None:
         rewards = torch.zeros_like(logprobs)
     else:
-        rewards = -beta * masked_log_ratio(logprobs, reference_logprobs, valid)
+        rewards = -beta * kl_estimator(estimator)(logprobs.detach(), reference_logprobs.detach(), valid)
+    return rewards + at_last_token(scores.to(rewards.dtype), valid)
+
+
+def at_last_token(per_response: Tensor, mask: Tensor) -> Tensor:
+    """[B] → [B, T]: each row's value at its last valid token and 0 elsewhere; nothing in a row without a valid token."""
+    valid = mask.bool()
     steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     last = (valid * steps).argmax(dim=1, keepdim=True)
-    placed = torch.where(valid.any(dim=1), scores.to(rewards.dtype), 0.0).unsqueeze(1)
-    return rewards.scatter_add(1, last, placed)
+    placed = torch.where(valid.any(dim=1), per_response, 0.0).unsqueeze(1)
+    return placed.new_zeros(mask.shape).scatter_add(1, last, placed)
 
 
 def score_unfinished(

@@ -23,6 +23,12 @@ class Summary:
     largest: Tensor
     """-inf where there was no value."""
 
+    @classmethod
+    def empty(cls) -> Summary:
+        """Of no values at all; adding it changes nothing."""
+        zero = torch.zeros((), dtype=torch.float64)
+        return cls(zero, zero, zero, torch.full((), -torch.inf, dtype=torch.float64))
+
     def __add__(self, other: Summary) -> Summary:
         return Summary(
             count=self.count + other.count,

@@ -1,4 +1,7 @@
-"""PPO's numbers. Sources are the papers and the checklist in `rlhf_ray/README.md`."""
+"""PPO's numbers, and the choice among its relatives by their names in the papers.
+
+Invariant: what a combination would leave undefined, or would silently not do, is refused here.
+"""
 
 from __future__ import annotations
 
@@ -7,70 +10,75 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.kl import KLConfig
+from rlhf_ray.config.shaping import DynamicSamplingConfig, OverlongConfig, PtxConfig
 
+__all__ = ["AlgorithmConfig", "KLConfig"]
 
-class KLConfig(Section):
-    """The pull towards the reference policy."""
-
-    placement: Literal["reward", "loss", "none"] = "reward"
-    """In the reward of each token (k1; exact with returns to go) or as a term of the loss."""
-    estimator: Literal["k2", "k3"] = "k3"
-    """For `placement: loss` only; as losses k2 has the gradient of KL(π‖ref), k3 that of KL(ref‖π)."""
-    coefficient: float = Field(0.05, ge=0)
-    """β, reward per nat."""
-    target: float | None = Field(None, gt=0)
-    """Sequence KL in nats towards which β adapts (Ziegler et al., arXiv 1909.08593); None: β stays."""
-    horizon: int = Field(10_000, ge=1)
-    """Episodes over which the adaptive β reacts."""
-
-    @model_validator(mode="after")
-    def _target_needs_kl(self) -> KLConfig:
-        if self.target is not None and self.placement == "none":
-            raise ValueError("kl.target is set but kl.placement is none; choose reward or loss, or drop the target")
-        if self.target is not None and self.coefficient == 0:
-            raise ValueError(
-                "kl.target is set but kl.coefficient is 0, which adapting would never change; start above 0"
-            )
-        return self
+GROUP_ADVANTAGES = ("rloo", "grpo", "dr_grpo", "reinforce_plus_plus_baseline")
+"""These compare the responses to one prompt."""
+RESPONSE_ADVANTAGES = ("rloo", "grpo", "dr_grpo")
+"""These give all tokens of a response the same advantage."""
 
 
 class AlgorithmConfig(Section):
     """How rewards become gradients."""
 
-    advantage: Literal["gae", "grpo", "dr_grpo", "rloo"] = "gae"
-    """`gae` trains a value model (PPO); the others compare the samples of one prompt and start none."""
+    advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = "gae"
+    """`gae` trains a value model (PPO); the others start none. All but `gae` and `reinforce_plus_plus` compare the samples
+    of one prompt."""
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount."""
+    """Discount per token, of `gae` and `reinforce_plus_plus`."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's λ."""
     whiten_advantages: bool = True
-    """Zero mean and unit variance over the valid tokens of the global batch; for `gae` only."""
+    """Zero mean and unit variance over the valid tokens of the global batch; for `gae` only (REINFORCE++ always does)."""
     whiten_rewards: bool = False
-    """Unit variance of the token rewards, mean kept."""
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio is clipped below at 1 − clip_low."""
+    """Unit variance of the token rewards, mean kept; for `gae` only."""
+    policy_loss: Literal["ppo", "decoupled_ppo", "cispo", "gspo", "gspo_token"] = "ppo"
+    """PPO's clipped surrogate (GRPO's and DAPO's, too); that times π_old/π_engine (AReaL); REINFORCE with a clipped weight;
+    the surrogate with one ratio per sequence, or that with an advantage per token."""
+    clip_low: float = Field(0.2, gt=0, le=1)
+    """The ratio is clipped below at 1 − clip_low; 1 is no lower bound. (GSPO: 3e-4, CISPO: 1.)"""
     clip_high: float = Field(0.2, gt=0)
-    """The ratio is clipped above at 1 + clip_high."""
+    """The ratio is clipped above at 1 + clip_high. (DAPO: 0.28, GSPO: 4e-4.)"""
     dual_clip: float | None = Field(None, gt=1)
     """For negative advantages the loss is at most dual_clip·|A|; None: no such bound."""
     clip_value: float = Field(0.2, gt=0)
     """Range of a value's change per update in the value loss."""
     value_coefficient: float = Field(0.1, gt=0)
     """Weight of the value loss (it scales gradients before clipping by norm)."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Weight of the policy's exact entropy, in nats per token, which is added to the objective."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """How token losses of the global batch become one number."""
+    """How token losses of the global batch become one number (DAPO, GRPO, Dr. GRPO)."""
     correction: Literal["none", "truncate", "mask"] = "none"
-    """What to do where learner and engine disagree on a token's probability: nothing, TIS, or drop the token."""
+    """What to do where learner and engine disagree on probabilities: nothing, TIS, or leave out (IcePop, MIS)."""
+    correction_level: Literal["token", "sequence"] = "token"
+    """Whose ratio: each token's (TIS, IcePop), or the product over a response (sequence TIS, MIS)."""
     correction_bounds: tuple[float, float] = Field((0.5, 2.0), strict=False)
     """Ratio π_learner/π_engine: `truncate` uses the upper bound, `mask` both."""
     missing_eos_penalty: float | None = Field(None, ge=0)
     """Subtracted from the score of a response that hit the token limit."""
+    overlong: OverlongConfig | None = None
+    """Soft punishment of long responses."""
+    filter_truncated: bool = False
+    """Leave responses that hit the token limit out of the loss (DAPO's overlong filtering); baselines still know them."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Replace groups without signal."""
+    ptx: PtxConfig | None = None
+    """Demonstrations in every optimizer step of the policy."""
     kl: KLConfig = KLConfig()
     """The pull towards the reference."""
 
     @property
     def needs_value_model(self) -> bool:
         return self.advantage == "gae"
+
+    @property
+    def needs_groups(self) -> bool:
+        """Every prompt must have at least two responses in a batch."""
+        return self.advantage in GROUP_ADVANTAGES
 
     @field_validator("correction_bounds")
     @classmethod
@@ -80,7 +88,57 @@ class AlgorithmConfig(Section):
         return bounds
 
     @model_validator(mode="after")
-    def _groups_have_no_token_rewards(self) -> AlgorithmConfig:
-        if self.advantage != "gae" and self.kl.placement == "reward":
-            raise ValueError(f"advantage {self.advantage} compares whole responses; set kl.placement to loss or none")
+    def _advantage_uses_what_is_set(self) -> AlgorithmConfig:
+        name = self.advantage
+        if name in ("grpo", "dr_grpo") and self.kl.placement == "reward":
+            raise ValueError(
+                f"advantage {name} compares whole responses and normalises their scores, not KL; set kl.placement to loss "
+                "or none (rloo and both reinforce_plus_plus are defined with it)"
+            )
+        if name in RESPONSE_ADVANTAGES and self.gamma != 1:
+            raise ValueError(
+                f"gamma {self.gamma:g} discounts within a response, which advantage {name} takes as a whole"
+            )
+        if name != "gae" and self.whiten_rewards:
+            raise ValueError(
+                f"whiten_rewards shifts the reward of every token, which advantage {name} would see as a reward for length; "
+                "it is for gae"
+            )
+        if self.dynamic_sampling is not None and not self.needs_groups:
+            raise ValueError(
+                f"dynamic_sampling drops groups without signal, and advantage {name} finds signal without groups; it is for "
+                f"{', '.join(GROUP_ADVANTAGES)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _policy_loss_uses_what_is_set(self) -> AlgorithmConfig:
+        name = self.policy_loss
+        if self.dual_clip is not None and name not in ("ppo", "decoupled_ppo"):
+            raise ValueError(f"dual_clip bounds the surrogate of ppo and decoupled_ppo; policy_loss is {name}")
+        if name == "decoupled_ppo" and self.correction != "none":
+            raise ValueError(
+                f"policy_loss decoupled_ppo weighs by π_old/π_engine itself, and correction {self.correction} would do it "
+                "again; set correction to none, or policy_loss to ppo for a bounded weight"
+            )
+        if name in ("gspo", "gspo_token") and self.aggregation != "sequence_mean":
+            raise ValueError(
+                f"the objective of {name} is a mean over sequences; set aggregation to sequence_mean, not {self.aggregation}"
+            )
+        if name == "gspo" and self.advantage not in RESPONSE_ADVANTAGES:
+            raise ValueError(
+                f"gspo has one ratio and one advantage per response, and advantage {self.advantage} gives one per token; use "
+                f"gspo_token, or an advantage among {', '.join(RESPONSE_ADVANTAGES)}"
+            )
+        if name in ("gspo", "gspo_token") and self.correction != "none" and self.correction_level == "token":
+            raise ValueError(f"{name} weighs whole responses; set correction_level to sequence, or correction to none")
+        return self
+
+    @model_validator(mode="after")
+    def _truncated_are_punished_or_left_out(self) -> AlgorithmConfig:
+        if self.filter_truncated and self.missing_eos_penalty:
+            raise ValueError(
+                "missing_eos_penalty lowers the score of truncated responses, which filter_truncated leaves out of the loss; "
+                "choose one"
+            )
         return self

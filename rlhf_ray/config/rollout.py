@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.resources import Workers
@@ -19,6 +19,18 @@ class SamplingConfig(Section):
     """Divides the logits, in the engine and in the learners alike (algorithms 1.19)."""
     ignore_eos: bool = False
     """Go on after the end-of-sequence token up to `max_new_tokens`; for benchmarks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_distribution(cls, values: Any) -> Any:
+        """Engines renormalise what such settings leave: neither a ratio nor a KL would be of the policy that is trained."""
+        cut = sorted({"top_p", "top_k", "min_p"} & set(values)) if isinstance(values, dict) else []
+        if cut:
+            raise ValueError(
+                f"{', '.join(cut)}: training samples from the whole distribution. What is cut off can never be learnt, and the "
+                "log-probabilities of the rest would be of another, renormalised policy; use temperature alone"
+            )
+        return values
 
 
 class WeightChannelConfig(Section):
@@ -61,6 +73,16 @@ class RolloutConfig(Section):
     """How responses are drawn."""
     weights: WeightChannelConfig = WeightChannelConfig()
     """How new policies arrive."""
+
+    @field_validator("engine")
+    @classmethod
+    def _logprobs_are_of_the_policy(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        if engine.get("logprobs_mode", "processed_logprobs") != "processed_logprobs":
+            raise ValueError(
+                "engine.logprobs_mode must stay processed_logprobs: log-probabilities before temperature are not of the policy "
+                "that sampled"
+            )
+        return engine
 
     @model_validator(mode="after")
     def _gpus_match_tensor_parallel(self) -> RolloutConfig:

@@ -2,7 +2,8 @@
 
 Invariants: trained + ready + running rollouts never exceed (staleness + version + 1)·batch (AReaL's admission rule, arXiv
 2505.24298), so no token is older than `staleness` versions when it is trained; a group is handed on whole or dropped whole; a
-dropped group makes room for another, so a batch is always full.
+dropped group makes room for another, so a batch is always full. Whether a group without signal makes room for another depends
+on its index and not on when it was complete, so a synchronous run makes the same batches in every attempt.
 """
 
 from __future__ import annotations
@@ -28,15 +29,25 @@ class Admission:
     """Groups being generated or scored."""
     dropped_since_batch: int = 0
     """Dropped groups since the last batch was taken."""
+    attempts: int = 1
+    """A batch may cost the generation of so many times its groups; 1: groups without signal are trained, too."""
+    again: tuple[int, ...] = ()
+    """Groups that an earlier attempt at the run had admitted and did not train: they come first."""
+    first_of_batch: int = field(init=False)
+    """Index of the first group that the present policy version began."""
 
-    def admit(self) -> range:
+    def __post_init__(self) -> None:
+        self.first_of_batch = self.next_group
+
+    def admit(self) -> list[int]:
         """Indices of the groups that may start now; they count as running."""
         limit = (self.staleness + self.version + 1) * self.groups_per_batch
         count = max(0, limit - self.accepted - self.running)
-        admitted = range(self.next_group, self.next_group + count)
-        self.next_group += count
+        again, self.again = self.again[:count], self.again[count:]
+        fresh = range(self.next_group, self.next_group + count - len(again))
+        self.next_group += len(fresh)
         self.running += count
-        return admitted
+        return [*again, *fresh]
 
     def accept(self) -> None:
         """A running group is complete."""
@@ -57,10 +68,18 @@ class Admission:
                 "see the drop events for the reason"
             )
 
+    def resample(self, index: int) -> bool:
+        """Whether a running group, complete but without signal, makes room for another; if not, it must be accepted."""
+        if index >= self.first_of_batch + (self.attempts - 1) * self.groups_per_batch:
+            return False
+        self.running -= 1
+        return True
+
     def publish(self, version: int) -> None:
         """A new policy version is with the rollout workers."""
         self.version = version
         self.dropped_since_batch = 0
+        self.first_of_batch = self.next_group
 
 
 class TooManyDrops(InputError, RuntimeError):

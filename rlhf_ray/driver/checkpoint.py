@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class RunState:
     """State of the KL controller."""
     config_sha256: str
     """Fingerprint of the resolved config."""
+    unfinished: Sequence[int] = ()
+    """Groups before the cursor that were neither trained nor given up."""
 
 
 async def save(folder: Path, state: RunState, write_roles: Callable[[Path], Awaitable[None]], keep: int) -> Path:
@@ -92,7 +94,8 @@ def load_state(checkpoint: Path) -> RunState:
                 raise NotACheckpoint(f"checkpoint {checkpoint} is incomplete: {name} is missing")
             if _sha256(path) != digest:
                 raise NotACheckpoint(f"checkpoint {checkpoint} is damaged: {name} does not match its SHA-256")
-        return RunState(**json.loads((checkpoint / STATE).read_text()))
+        fields = json.loads((checkpoint / STATE).read_text())
+        return RunState(**fields | {"unfinished": tuple(fields.get("unfinished", ()))})
     except NotACheckpoint:
         raise
     except (ValueError, TypeError, AttributeError, OSError) as error:

@@ -25,6 +25,7 @@ from rlhf_ray.telemetry.timing import PhaseTimer
 from rlhf_ray.types import Experience
 
 SAMPLES_PER_STEP = 2
+NO_SIGNAL = "no signal: all scores of the group are equal"
 _BUSY = {"rollout": ("rollout",), "scoring": ("scoring",), "learner": ("preparation", "update", "publication")}
 _EVENT_KINDS: dict[str, EventKind] = {"started": "join", "stale": "fault", "died": "departure", "redispatched": "fault"}
 
@@ -67,8 +68,9 @@ class Journal:
         value: Sequence[StepResult],
     ) -> None:
         """A step was applied."""
-        self.ledger.train(state.step, [experience.id for experience in experiences])
+        entry = self.ledger.train(state.step, [experience.id for experience in experiences])
         metrics = step_metrics(state, experiences, prepared, policy, value, self.timer.lap())
+        metrics["sampling/groups_dropped"] = len(entry.dropped)
         self.metrics.log(state.step, metrics)
         for experience in experiences[:SAMPLES_PER_STEP]:
             text = self.tokenizer.decode(experience.rollout.token_ids, skip_special_tokens=True)
@@ -79,6 +81,10 @@ class Journal:
         """A group was given up."""
         self.ledger.drop(prompt_id, reason)
         self.events.emit("drop", reason, prompt=prompt_id)
+
+    def resampled(self, prompt_id: str) -> None:
+        """A group without signal was replaced by another; common, so in the ledger only."""
+        self.ledger.drop(prompt_id, NO_SIGNAL)
 
     async def checkpoint(self, state: TrainingState, roles: Roles) -> Path:
         """Write a checkpoint of everything that the run needs to go on."""

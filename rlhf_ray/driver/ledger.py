@@ -40,8 +40,8 @@ class Ledger:
         """A group was given up; goes into the next step's line."""
         self._dropped.append((prompt_id, reason))
 
-    def train(self, step: int, rollout_ids: Sequence[str]) -> None:
-        """A step was applied."""
+    def train(self, step: int, rollout_ids: Sequence[str]) -> LedgerEntry:
+        """A step was applied; its line."""
         entry = LedgerEntry(step, tuple(rollout_ids), tuple(self._dropped))
         self._dropped.clear()
         with self.path.open("a") as file:
@@ -49,6 +49,7 @@ class Ledger:
             file.flush()
             # A checkpoint must never know a step that the ledger lost.
             os.fsync(file.fileno())
+        return entry
 
 
 def read_ledger(path: Path) -> Iterator[LedgerEntry]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from rlhf_ray.batch import Batch
 from rlhf_ray.config.stages import PpoConfig
 from rlhf_ray.driver.buffer import ExperienceBuffer
 from rlhf_ray.driver.journal import Journal
-from rlhf_ray.driver.preparation import Prepared, collate, minibatches, prepare
+from rlhf_ray.driver.preparation import Prepared, collate, minibatches, prepare, shaped_scores
 from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.ptx import DemonstrationSource, per_step, with_demonstrations
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.driver.token_batches import TokenBatches
@@ -27,15 +29,24 @@ class PpoLoop:
     """One training run over started roles."""
 
     def __init__(
-        self, config: PpoConfig, roles: Roles, prompts: PromptSource, state: TrainingState, journal: Journal, seed: int
+        self,
+        config: PpoConfig,
+        roles: Roles,
+        prompts: PromptSource,
+        state: TrainingState,
+        journal: Journal,
+        seed: int,
+        demonstrations: DemonstrationSource | None = None,
     ) -> None:
+        """`demonstrations`: for `algorithm.ptx`."""
         self.config, self.roles, self.prompts, self.state, self.journal, self.seed = (
             config, roles, prompts, state, journal, seed,
         )  # fmt: skip
+        self.demonstrations = demonstrations
         self.groups_per_batch = config.batch_size // config.samples_per_prompt
-        self.buffer = ExperienceBuffer(
-            state.admission(self.groups_per_batch, config.staleness), config.samples_per_prompt
-        )
+        dynamic = config.algorithm.dynamic_sampling
+        admission = state.admission(self.groups_per_batch, config.staleness, dynamic.max_attempts if dynamic else 1)
+        self.buffer = ExperienceBuffer(admission, config.samples_per_prompt, self.has_signal)
 
     async def run(self) -> None:
         """Train up to `config.steps`."""
@@ -86,8 +97,13 @@ class PpoLoop:
         for rollout, score, reference in zip(rollouts, scores, references, strict=True):
             if isinstance(score, RewardError):
                 await self.drop(rollout, score)
-            else:
-                await self.buffer.put(Experience(rollout, score, reference))
+            elif not await self.buffer.put(Experience(rollout, score, reference)):
+                self.journal.resampled(rollout.prompt.id)
+
+    def has_signal(self, group: Sequence[Experience]) -> bool:
+        """Whether the scores of a group differ: where they do not, every advantage is zero."""
+        scores = shaped_scores(group, self.config.algorithm, self.config.rollout.sampling.max_new_tokens)
+        return bool((scores != scores[0]).any())
 
     async def drop(self, rollout: Rollout, error: RewardError) -> None:
         """Give up the rollout's whole group, or the run, as the config says; never a silent zero."""
@@ -102,9 +118,12 @@ class PpoLoop:
             experiences = await self.buffer.take(self.groups_per_batch)
             prepared = await self.prepare(experiences)
             policy_results, value_results = await self.update(prepared)
-            self.state = self.state.advance(prepared.kl, len(experiences), self.buffer.admission.next_group)
             with self.journal.timer("publication"):
-                await self.roles.pool.publish(self.state.step, self.roles.policy)
+                await self.roles.pool.publish(self.state.step + 1, self.roles.policy)
+            # From here to the ledger's line nothing else runs: both know the same groups as given up.
+            self.state = self.state.advance(
+                prepared.kl, len(experiences), self.buffer.admission.next_group, self.buffer.unfinished
+            )
             last = self.state.step == self.config.steps
             if not last:
                 await self.buffer.publish(self.state.step)
@@ -126,21 +145,24 @@ class PpoLoop:
                 batch = batch.with_columns(old_logprobs=old)
             if values is not None:
                 batch = batch.with_columns(old_values=values)
-            return prepare(experiences, batch, self.config.algorithm, self.state.kl.beta)
+            limit = self.config.rollout.sampling.max_new_tokens
+            return prepare(experiences, batch, self.config.algorithm, self.state.kl.beta, limit)
 
     async def update(self, prepared: Prepared) -> tuple[list[StepResult], list[StepResult]]:
         """All optimizer steps of a batch, policy and value model at the same time."""
         config, policy_results, value_results = self.config, [], []
         parts = minibatches(
-            prepared.batch, config.algorithm, config.minibatches, config.epochs,
+            prepared, config.algorithm, config.minibatches, config.epochs,
             config.rollout.sampling.max_new_tokens, (self.seed, self.state.step),
         )  # fmt: skip
         total = config.steps * len(parts)
         with self.journal.timer("update"):
             for number, part in enumerate(parts):
+                if part is None:
+                    continue
                 done = self.state.step * len(parts) + number
                 policy_step = self.roles.policy.update(
-                    part, learning_rate(config.policy.optimizer, done, total), self.state.kl.beta
+                    self.for_policy(part, done), learning_rate(config.policy.optimizer, done, total), self.state.kl.beta
                 )
                 if self.roles.value is None:
                     policy_results.append(await policy_step)
@@ -150,6 +172,14 @@ class PpoLoop:
                 policy_results.append(policy)
                 value_results.append(value)
         return policy_results, value_results
+
+    def for_policy(self, part: Batch, optimizer_step: int) -> Batch:
+        """A minibatch with the demonstrations that the policy also learns from in this optimizer step of the run."""
+        if self.demonstrations is None:
+            return part
+        ptx, config = self.config.algorithm.ptx, self.config
+        count = per_step(ptx.share, config.batch_size // config.minibatches)
+        return with_demonstrations(part, self.demonstrations.take(optimizer_step * count, count), ptx.coefficient)
 
     @property
     def needs_old_logprobs(self) -> bool:

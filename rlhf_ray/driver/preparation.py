@@ -16,6 +16,7 @@ from rlhf_ray.algorithms.advantages import whiten
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.estimators import EstimatorInput, estimator_named
 from rlhf_ray.algorithms.kl import sequence_kl
+from rlhf_ray.algorithms.overlong import soft_overlong_punishment
 from rlhf_ray.algorithms.rewards import score_unfinished, token_rewards
 from rlhf_ray.batch import Batch, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig
@@ -32,6 +33,8 @@ class Prepared:
     """Mean over sequences of token-summed k1 against the reference, nats."""
     shaped_reward: float
     """Mean over sequences of score − β·KL."""
+    trained: np.ndarray
+    """bool [B]: sequences whose tokens are in the loss."""
 
 
 def collate(experiences: Sequence[Experience]) -> Batch:
@@ -43,7 +46,9 @@ def collate(experiences: Sequence[Experience]) -> Batch:
     return batch.with_columns(reference_logprobs=np.concatenate([e.reference_logprobs for e in experiences]))
 
 
-def prepare(experiences: Sequence[Experience], batch: Batch, algorithm: AlgorithmConfig, beta: float) -> Prepared:
+def prepare(
+    experiences: Sequence[Experience], batch: Batch, algorithm: AlgorithmConfig, beta: float, max_new_tokens: int
+) -> Prepared:
     """Add advantages (and returns) to a collated batch.
 
     `batch.old_logprobs` and `batch.old_values` are read where they are set; without old log-probabilities (a single
@@ -52,16 +57,15 @@ def prepare(experiences: Sequence[Experience], batch: Batch, algorithm: Algorith
     counts = batch.target_counts
     rows, mask = _rows(batch.behaviour_logprobs if batch.old_logprobs is None else batch.old_logprobs, counts)
     reference = None if batch.reference_logprobs is None else _rows(batch.reference_logprobs, counts)[0]
-    scores = _scores(experiences, algorithm)
+    scores = shaped_scores(experiences, algorithm, max_new_tokens)
     in_reward = beta if algorithm.kl.placement == "reward" else 0.0
-    rewards = token_rewards(scores, rows, reference, mask, in_reward)
+    rewards = token_rewards(scores, rows, reference, mask, in_reward, algorithm.kl.used_estimator)
     shaped = float(rewards.sum(dim=1).mean())
     if algorithm.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     values = None if batch.old_values is None else _rows(batch.old_values, counts)[0]
-    groups = _group_ids(experiences)
     result = estimator_named(algorithm.advantage).compute(
-        EstimatorInput(rewards, mask, groups, values, algorithm.gamma, algorithm.lam)
+        EstimatorInput(rewards, mask, scores, _group_ids(experiences), values, algorithm.gamma, algorithm.lam)
     )
     advantages = result.advantages
     if algorithm.advantage == "gae" and algorithm.whiten_advantages:
@@ -70,29 +74,48 @@ def prepare(experiences: Sequence[Experience], batch: Batch, algorithm: Algorith
     if result.returns is not None:
         batch = batch.with_columns(returns=_flat(result.returns, mask))
     kl = None if reference is None else float(sequence_kl(rows, reference, mask).mean())
-    return Prepared(batch, kl, shaped)
+    return Prepared(batch, kl, shaped, _finished(experiences) | (not algorithm.filter_truncated))
 
 
 def minibatches(
-    batch: Batch, algorithm: AlgorithmConfig, count: int, epochs: int, max_new_tokens: int, seed: Sequence[int]
-) -> list[Batch]:
-    """`epochs`·`count` minibatches of whole sequences, each with the weights of its own global loss."""
+    prepared: Prepared, algorithm: AlgorithmConfig, count: int, epochs: int, max_new_tokens: int, seed: Sequence[int]
+) -> list[Batch | None]:
+    """`epochs`·`count` minibatches of whole sequences, each with the weights of its own global loss.
+
+    None stands for a minibatch without a single trained sequence: its step would move the weights by momentum alone.
+    """
     generator = np.random.default_rng(seed)
-    result = []
+    batch, result = prepared.batch, []
     for _ in range(epochs):
         order = generator.permutation(len(batch)) if count > 1 else np.arange(len(batch))
-        for indices in np.array_split(order, count):
-            part = batch.select(indices)
-            mask = torch.from_numpy(to_rows(np.ones(int(part.target_mask.sum())), part.target_counts)[1])
-            weights = token_weights(algorithm.aggregation, mask, max_new_tokens)
-            result.append(part.with_columns(weights=_flat(weights, mask)))
+        result += [
+            _weighted(batch.select(indices), prepared.trained[indices], algorithm, max_new_tokens)
+            for indices in np.array_split(order, count)
+        ]
     return result
 
 
-def _scores(experiences: Sequence[Experience], algorithm: AlgorithmConfig) -> torch.Tensor:
+def shaped_scores(experiences: Sequence[Experience], algorithm: AlgorithmConfig, max_new_tokens: int) -> torch.Tensor:
+    """float32 [B]: scores less what truncated and long responses cost: what advantages are computed from."""
     scores = torch.tensor([e.score.total for e in experiences], dtype=torch.float32)
-    finished = torch.tensor([e.rollout.finish_reason == "stop" for e in experiences])
-    return score_unfinished(scores, finished, penalty=algorithm.missing_eos_penalty or 0.0)
+    finished = torch.from_numpy(_finished(experiences))
+    scores = score_unfinished(scores, finished, penalty=algorithm.missing_eos_penalty or 0.0)
+    if (overlong := algorithm.overlong) is not None:
+        lengths = torch.tensor([len(e.rollout) for e in experiences])
+        scores += soft_overlong_punishment(lengths, max_new_tokens, overlong.buffer_tokens, overlong.penalty)
+    return scores
+
+
+def _weighted(part: Batch, trained: np.ndarray, algorithm: AlgorithmConfig, max_new_tokens: int) -> Batch | None:
+    if not trained.any():
+        return None
+    counts = part.target_counts
+    rows, mask = _rows(np.repeat(trained, counts), counts)
+    return part.with_columns(weights=_flat(token_weights(algorithm.aggregation, rows, max_new_tokens), mask))
+
+
+def _finished(experiences: Sequence[Experience]) -> np.ndarray:
+    return np.asarray([e.rollout.finish_reason == "stop" for e in experiences])
 
 
 def _group_ids(experiences: Sequence[Experience]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rlhf_ray.algorithms.kl_control import AdaptiveKL, FixedKL, KLController, controller_from_dict
 from rlhf_ray.config.algorithm import KLConfig
@@ -17,8 +17,10 @@ class TrainingState:
     step: int
     """PPO steps done; also the version of the policy they made."""
     next_group: int
-    """First group of prompts that no trained batch contains."""
+    """Cursor into the prompt source: the first group that was never admitted."""
     kl: KLController
+    unfinished: tuple[int, ...] = ()
+    """Groups before the cursor that were neither trained nor given up (with staleness 0 there are none)."""
 
     @classmethod
     def initial(cls, kl: KLConfig) -> TrainingState:
@@ -29,19 +31,22 @@ class TrainingState:
     @classmethod
     def restored(cls, saved: RunState) -> TrainingState:
         """Of a run that goes on."""
-        return cls(saved.step, saved.next_group, controller_from_dict(saved.kl))
+        return cls(saved.step, saved.next_group, controller_from_dict(saved.kl), tuple(saved.unfinished))
 
     def saved(self, config_sha256: str) -> RunState:
         """For a checkpoint."""
-        return RunState(self.step, self.next_group, self.kl.to_dict(), config_sha256)
+        return RunState(self.step, self.next_group, self.kl.to_dict(), config_sha256, self.unfinished)
 
-    def advance(self, kl: float | None, episodes: int, next_group: int) -> TrainingState:
+    def advance(
+        self, kl: float | None, episodes: int, next_group: int, unfinished: tuple[int, ...] = ()
+    ) -> TrainingState:
         """After a step on a batch of `episodes` sequences with that mean sequence KL (None: not measured)."""
         controller = self.kl if kl is None else self.kl.update(kl, episodes)
-        return replace(self, step=self.step + 1, next_group=next_group, kl=controller)
+        return TrainingState(self.step + 1, next_group, controller, unfinished)
 
-    def admission(self, groups_per_batch: int, staleness: int) -> Admission:
+    def admission(self, groups_per_batch: int, staleness: int, attempts: int = 1) -> Admission:
         """Admission that goes on where this state is; what was in flight is generated again, with the same seeds."""
         return Admission(
-            groups_per_batch, staleness, self.step, next_group=self.next_group, accepted=self.step * groups_per_batch
-        )
+            groups_per_batch, staleness, self.step, self.next_group, accepted=self.step * groups_per_batch,
+            attempts=attempts, again=self.unfinished,
+        )  # fmt: skip

@@ -5,14 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.batch import pack_sequences
 from rlhf_ray.config import dump_config
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.data.tokenize import encode_prompts
+from rlhf_ray.data.tokenize import encode_demonstrations, encode_prompts
 from rlhf_ray.driver import checkpoint
 from rlhf_ray.driver.checkpoint import RunState
 from rlhf_ray.driver.journal import Journal
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.ptx import DemonstrationSource
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.models.loading import load_tokenizer
@@ -35,8 +39,12 @@ async def run_ppo(
     data: Split,
     events: EventLog,
     found: tuple[Path, RunState] | None,
+    demonstrations: Split | None = None,
 ) -> None:
-    """Train the policy, from the checkpoint `found` where there is one, and leave it in the run's `policy` folder."""
+    """Train the policy, from the checkpoint `found` where there is one, and leave it in the run's `policy` folder.
+
+    `data` are prompts; `demonstrations` are read where the config has a `ptx`.
+    """
     tokenizer = load_tokenizer(model)
     encoded = encode_prompts(tokenizer, data.train, config.data.max_prompt_tokens)
     prompts = fitting(encoded, "prompts", "data.max_prompt_tokens", lambda message: events.emit("drop", message))
@@ -52,8 +60,19 @@ async def run_ppo(
     resume_step = state.step if found else None
     keep = config.ppo.checkpoint.keep
     with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step) as journal:
-        await PpoLoop(config.ppo, roles, source, state, journal, config.seed).run()
+        extra = _demonstrations(config, tokenizer, demonstrations, events) if config.ppo.algorithm.ptx else None
+        await PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra).run()
     _publish_folder(folder, config.ppo.steps)
+
+
+def _demonstrations(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Split, events: EventLog
+) -> DemonstrationSource:
+    encoded = encode_demonstrations(tokenizer, data.train, config.data.max_dialogue_tokens)
+    limit = "data.max_dialogue_tokens"
+    items = fitting(encoded, "demonstrations", limit, lambda message: events.emit("drop", message))
+    packed = pack_sequences([item.token_ids for item in items], [item.loss_mask for item in items])
+    return DemonstrationSource(packed, config.seed)
 
 
 async def _restore(roles: Roles, path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from rlhf_ray.algorithms.advantages import gae, grpo, rloo
+from rlhf_ray.algorithms.advantages import dr_grpo, gae, grpo, rloo
 from rlhf_ray.algorithms.estimators import ESTIMATORS, EstimatorInput, estimator_named
 from rlhf_ray.algorithms.rewards import token_rewards
+from rlhf_ray.config.algorithm import GROUP_ADVANTAGES, RESPONSE_ADVANTAGES, AlgorithmConfig
 
 MASK = torch.tensor([[1, 1, 0], [1, 0, 1], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)
 SCORES = torch.tensor([1.0, 2.0, 4.0, -1.0], dtype=torch.float64)
@@ -16,12 +19,12 @@ def batch(values: torch.Tensor | None = None) -> EstimatorInput:
     generator = torch.Generator().manual_seed(0)
     logprobs, reference = -torch.rand(2, 4, 3, generator=generator, dtype=torch.float64)
     rewards = token_rewards(SCORES, logprobs, reference, MASK, beta=0.2)
-    return EstimatorInput(rewards=rewards, mask=MASK, groups=GROUPS, values=values)
+    return EstimatorInput(rewards=rewards, mask=MASK, scores=SCORES, groups=GROUPS, values=values)
 
 
 @pytest.mark.parametrize(
     ("name", "function"),
-    [("rloo", rloo), ("grpo", grpo), ("dr_grpo", lambda s, g: grpo(s, g, normalise_std=False))],
+    [("rloo", rloo), ("grpo", grpo), ("dr_grpo", dr_grpo)],
 )
 def test_group_estimators_give_every_valid_token_its_responses_advantage(name: str, function) -> None:
     inputs = batch()
@@ -42,8 +45,10 @@ def test_gae_estimator_passes_its_settings_on() -> None:
 
 def test_what_an_estimator_needs_is_known_before_and_checked_when_it_runs() -> None:
     assert {name for name, estimator in ESTIMATORS.items() if estimator.needs_critic} == {"gae"}
-    assert {name for name, estimator in ESTIMATORS.items() if estimator.needs_groups} == {"rloo", "grpo", "dr_grpo"}
+    assert {name for name, estimator in ESTIMATORS.items() if estimator.needs_groups} == set(GROUP_ADVANTAGES)
+    assert {name for name, estimator in ESTIMATORS.items() if estimator.per_response} == set(RESPONSE_ADVANTAGES)
+    assert set(ESTIMATORS) == set(get_args(AlgorithmConfig.model_fields["advantage"].annotation))
     with pytest.raises(ValueError, match="critic"):
         estimator_named("gae").compute(batch())
-    with pytest.raises(ValueError, match="allowed: dr_grpo, gae, grpo, rloo"):
+    with pytest.raises(ValueError, match="allowed: dr_grpo, gae, grpo, reinforce_plus_plus"):
         estimator_named("ppo")

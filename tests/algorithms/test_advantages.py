@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.algorithms.advantages import gae, grpo, rloo, whiten
+from rlhf_ray.algorithms.advantages import dr_grpo, gae, grpo, rloo, whiten
 from rlhf_ray.algorithms.summary import summarise
 
 
@@ -105,10 +105,10 @@ def test_grpo_with_epsilon_and_without_std() -> None:
     scores, groups = torch.tensor([1.0, 3.0, 10.0, 10.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
     standard = math.sqrt(2.0) + 1e-4
     assert grpo(scores, groups).tolist() == pytest.approx([-1 / standard, 1 / standard, 0.0, 0.0], abs=1e-12)
-    assert grpo(scores, groups, normalise_std=False).tolist() == [-1.0, 1.0, 0.0, 0.0]
+    assert dr_grpo(scores, groups).tolist() == [-1.0, 1.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("method", [rloo, grpo])
+@pytest.mark.parametrize("method", [rloo, grpo, dr_grpo])
 def test_a_group_of_one_is_refused_by_name(method) -> None:
     with pytest.raises(ValueError, match=r"group of one: groups \[4\]"):
         method(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9, 4, 9]))

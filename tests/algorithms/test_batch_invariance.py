@@ -16,8 +16,9 @@ from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.kl import kl_loss
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
-from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, Clip, PolicyTokens, policy_loss_named
 from rlhf_ray.algorithms.rewards import token_rewards
+from rlhf_ray.algorithms.segments import Segments
 from rlhf_ray.algorithms.value_loss import ppo_value_loss
 
 VOCABULARY, WIDTH, MAX_LENGTH = 5, 3, 9
@@ -37,6 +38,14 @@ class Minibatch:
     returns: Tensor
     mask: Tensor
     weights: Tensor
+    sequence: Tensor
+    """Number of each token's sequence in the whole minibatch."""
+
+    @property
+    def segments(self) -> Segments:
+        """Of this part, numbered from 0."""
+        numbers, index = torch.unique(self.sequence, return_inverse=True)
+        return Segments(index, len(numbers))
 
     def select(self, index: Tensor | slice) -> Minibatch:
         return Minibatch(**{name: tensor[index] for name, tensor in vars(self).items()})
@@ -68,30 +77,38 @@ def minibatch(seed: int, holes: list[list[bool]], aggregation: str, padding: int
         returns=returns,
         mask=mask,
         weights=token_weights(aggregation, mask, MAX_LENGTH, torch.float64),
+        sequence=torch.arange(len(mask)).unsqueeze(1).expand(mask.shape),
     )
 
 
-def gradient(parts: list[Minibatch]) -> Tensor:
-    """Accumulated over the parts, of all losses together, with respect to the weights of a linear policy and critic."""
+def gradient(parts: list[Minibatch], name: str = "ppo", level: str = "token") -> Tensor:
+    """The summed loss of all parts, and its accumulated gradient with respect to the weights of a linear policy and critic."""
+    total = 0.0
     generator = torch.Generator().manual_seed(99)
     policy_head = torch.randn(WIDTH, VOCABULARY, generator=generator, dtype=torch.float64, requires_grad=True)
     value_head = torch.randn(WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
     for part in parts:
         logits = part.hidden.flatten(0, -2) @ policy_head
-        logprobs, _ = token_logprobs_and_entropy(logits, part.targets.flatten(), 0.8, with_entropy=False)
-        logprobs = logprobs.view_as(part.old)
-        behaviour = importance_weights(part.old, part.engine, part.mask)
-        policy = ppo_policy_loss(logprobs, part.old, part.advantages, part.mask, behaviour_weights=behaviour).loss
-        kl = kl_loss("k3", logprobs, part.reference, part.mask)
+        logprobs, entropy = (
+            x.view_as(part.old) for x in token_logprobs_and_entropy(logits, part.targets.flatten(), 0.8)
+        )
+        tokens = PolicyTokens(logprobs, part.old, part.engine, part.advantages, part.mask, part.segments)
+        policy = policy_loss_named(name).compute(tokens, Clip(0.2, 0.3))
+        correction = importance_weights(part.old, part.engine, part.mask, level=level, segments=part.segments)
+        policy = policy.weighted(correction).loss
+        kl = kl_loss("k3", logprobs, part.reference, part.mask, part.old)
         value = ppo_value_loss(part.hidden @ value_head, part.old_values, part.returns, part.mask).loss
-        weighted_sum(policy + 0.05 * kl + 0.1 * value, part.weights).backward()
-    return torch.cat([policy_head.grad.flatten(), value_head.grad])
+        loss = weighted_sum(policy + 0.05 * kl - 0.01 * entropy + 0.1 * value, part.weights)
+        loss.backward()
+        total += loss.item()
+    return torch.cat([policy_head.grad.flatten(), value_head.grad, torch.tensor([total], dtype=torch.float64)])
 
 
 sequences = st.lists(st.lists(st.booleans(), min_size=1, max_size=MAX_LENGTH), min_size=2, max_size=6).filter(
     lambda holes: any(any(row) for row in holes)
 )
 aggregations = st.sampled_from(["token_mean", "sequence_mean", "constant"])
+losses, levels = st.sampled_from(sorted(POLICY_LOSSES)), st.sampled_from(["token", "sequence"])
 seeds = st.integers(0, 10_000)
 properties = settings(deadline=None, max_examples=40)
 
@@ -101,36 +118,42 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 
 @properties
-@given(seeds, sequences, aggregations, st.data())
-def test_oracle_17_any_split_into_microbatches_gives_the_same_gradient(seed, holes, aggregation, data) -> None:
+@given(seeds, sequences, aggregations, losses, levels, st.data())
+def test_oracle_17_any_split_gives_the_same_loss_and_gradient(seed, holes, aggregation, loss, level, data) -> None:
     whole = minibatch(seed, holes, aggregation)
     cuts = sorted(data.draw(st.sets(st.integers(1, len(holes) - 1))))
     parts = [whole.select(slice(a, b)) for a, b in zip([0, *cuts], [*cuts, len(holes)], strict=True)]
-    assert_same(gradient(parts), gradient([whole]))
+    assert_same(gradient(parts, loss, level), gradient([whole], loss, level))
 
 
 @properties
-@given(seeds, sequences, aggregations, st.randoms(use_true_random=False))
-def test_oracle_17_the_order_of_sequences_does_not_matter(seed, holes, aggregation, random) -> None:
+@given(seeds, sequences, aggregations, losses, levels, st.randoms(use_true_random=False))
+def test_oracle_17_the_order_of_sequences_does_not_matter(seed, holes, aggregation, loss, level, random) -> None:
     whole = minibatch(seed, holes, aggregation)
     order = list(range(len(holes)))
     random.shuffle(order)
-    assert_same(gradient([whole.select(torch.tensor(order))]), gradient([whole]))
+    assert_same(gradient([whole.select(torch.tensor(order))], loss, level), gradient([whole], loss, level))
 
 
 @properties
-@given(seeds, sequences, aggregations, st.integers(1, 4), st.sampled_from([0.0, 1e30, float("nan"), -float("inf")]))
-def test_oracle_18_more_padding_and_anything_in_it_changes_nothing(seed, holes, aggregation, padding, junk) -> None:
-    expected = gradient([minibatch(seed, holes, aggregation)])
-    assert_same(gradient([minibatch(seed, holes, aggregation, padding=padding, junk=junk)]), expected)
+@given(
+    seeds, sequences, aggregations, losses, levels, st.integers(1, 4),
+    st.sampled_from([0.0, 1e30, float("nan"), -float("inf")]),
+)  # fmt: skip
+def test_oracle_18_padding_and_anything_in_it_changes_nothing(
+    seed, holes, aggregation, loss, level, padding, junk
+) -> None:
+    expected = gradient([minibatch(seed, holes, aggregation)], loss, level)
+    padded = minibatch(seed, holes, aggregation, padding=padding, junk=junk)
+    assert_same(gradient([padded], loss, level), expected)
 
 
 @properties
-@given(seeds, sequences, aggregations)
-def test_oracle_18_packing_is_padding(seed, holes, aggregation) -> None:
+@given(seeds, sequences, aggregations, losses, levels)
+def test_oracle_18_packing_is_padding(seed, holes, aggregation, loss, level) -> None:
     """Only the valid tokens, laid end to end without a batch dimension."""
     padded = minibatch(seed, holes, aggregation)
-    assert_same(gradient([padded.select(padded.mask)]), gradient([padded]))
+    assert_same(gradient([padded.select(padded.mask)], loss, level), gradient([padded], loss, level))
 
 
 def test_oracle_18_a_sequences_gradient_does_not_depend_on_its_batch_mates() -> None:

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from rlhf_ray.algorithms.diagnostics import measure_mismatch, measure_policy, measure_value
+from rlhf_ray.algorithms.diagnostics import measure_policy, measure_value
 from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
-from rlhf_ray.algorithms.summary import summarise
+from rlhf_ray.algorithms.summary import Summary, summarise
 from rlhf_ray.algorithms.value_loss import ppo_value_loss
 
 MASK = torch.arange(5) < torch.tensor([5, 1, 3, 0]).unsqueeze(1)
@@ -83,10 +83,14 @@ def test_explained_variance_of_perfect_constant_and_useless_critics() -> None:
     assert explained(returns, torch.ones(3)) == 0.0
 
 
-def test_mismatch_is_the_absolute_difference() -> None:
-    learner, engine = torch.tensor([-1.0, -2.0, math.nan]), torch.tensor([-1.5, -1.75, 0.0])
-    metrics = measure_mismatch(learner, engine, torch.tensor([1, 1, 0])).metrics()
-    assert metrics == {"engine/logprob_difference_mean": 0.375, "engine/logprob_difference_max": 0.5}
+def test_corrections_and_demonstrations_are_told_where_there_are_some() -> None:
+    logprobs, weights = torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([2.0, 1.0, math.nan])
+    sampled, demonstrated = torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1])
+    loss = ppo_policy_loss(logprobs, logprobs, logprobs, sampled)
+    told = measure_policy(loss, logprobs, logprobs, -logprobs, sampled, weights, demonstrated).metrics()
+    assert (told["policy/correction_mean"], told["policy/ptx_loss"], told["policy/entropy"]) == (1.5, 4.0, 1.5)
+    plain = measure_policy(loss, logprobs, logprobs, -logprobs, sampled).metrics()
+    assert not {"policy/correction_mean", "policy/ptx_loss"} & set(plain)
 
 
 def test_the_variance_of_float32_values_far_from_zero_is_not_rounded_away() -> None:
@@ -100,4 +104,5 @@ def test_a_summary_of_nothing_has_no_mean() -> None:
     for read in (lambda: nothing.mean, lambda: nothing.variance, lambda: nothing.maximum):
         with pytest.raises(ValueError, match="mask is empty"):
             read()
+    assert (Summary.empty() + summarise(torch.tensor([3.0]), torch.ones(1))).mean == 3.0
     assert (nothing + summarise(torch.tensor([-2.0]), torch.ones(1))).maximum == -2.0

@@ -7,6 +7,7 @@ import torch
 
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
+from rlhf_ray.algorithms.segments import Segments
 
 
 def test_oracle_12_sequence_weights_make_the_off_policy_gradient_on_policy(tabular_policies) -> None:
@@ -16,7 +17,8 @@ def test_oracle_12_sequence_weights_make_the_off_policy_gradient_on_policy(tabul
     logprobs, mask = policy.logprobs(), policy.mask
 
     def gradient(sampled_by, weights=None) -> torch.Tensor:
-        result = ppo_policy_loss(logprobs, logprobs.detach(), advantages, mask, behaviour_weights=weights)
+        result = ppo_policy_loss(logprobs, logprobs.detach(), advantages, mask)
+        result = result if weights is None else result.weighted(weights)
         expected_loss = (sampled_by.probabilities().detach() * result.loss.sum(dim=1)).sum()
         return torch.autograd.grad(expected_loss, policy.logits, retain_graph=True)[0]
 
@@ -57,6 +59,18 @@ def test_truncation_and_masking_at_both_levels(level, bound, lower: float, expec
         RATIOS.log() - 3.0, behaviour, torch.ones(2, 2), level=level, bound=bound, upper=2.0, lower=lower
     )
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_packed_sequences_have_the_weights_of_padded_ones() -> None:
+    generator = torch.Generator().manual_seed(1)
+    proximal, behaviour = -torch.rand(2, 3, 4, generator=generator, dtype=torch.float64)
+    mask = torch.arange(4) < torch.tensor([4, 1, 3]).unsqueeze(1)
+    padded = importance_weights(proximal, behaviour, mask, level="sequence", upper=math.inf)
+    packed = importance_weights(
+        proximal[mask], behaviour[mask], torch.ones(8), level="sequence", upper=math.inf,
+        segments=Segments.packed(torch.tensor([4, 1, 3])),
+    )  # fmt: skip
+    torch.testing.assert_close(packed, padded[mask], atol=1e-12, rtol=0)
 
 
 def test_a_sequence_weight_ignores_masked_tokens_and_overflow_is_bounded() -> None:

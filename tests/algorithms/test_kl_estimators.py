@@ -57,6 +57,34 @@ def test_oracle_09_expected_gradients_as_losses(precision) -> None:
         torch.testing.assert_close(actual, gradient, atol=precision.tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["k1", "k3"])
+def test_oracle_09_weighed_by_the_ratio_value_and_gradient_are_exact_off_policy(kind: str, precision) -> None:
+    """Sampled from another policy than the one being trained: the KL(q||p) of the latter, and its gradient."""
+    q_logits, p = categorical(4, precision.dtype).requires_grad_(), categorical(5, precision.dtype)
+    sampler, q = categorical(6, precision.dtype), torch.log_softmax(q_logits, dim=-1)
+    expected = divergence(q, p)
+    actual = (sampler.exp() * kl_loss(kind, q, p, ONES, sampler)).sum()
+    torch.testing.assert_close(actual, expected, atol=precision.tolerance, rtol=0)
+    gradients = [torch.autograd.grad(value, q_logits, retain_graph=True)[0] for value in (actual, expected)]
+    torch.testing.assert_close(*gradients, atol=precision.tolerance, rtol=0)
+
+
+def test_oracle_09_what_each_estimator_pulls_towards_as_a_reward(precision) -> None:
+    """The score-function gradient of an estimate is that of KL(q||p) for k1, and of KL(q||p) - KL(p||q) for k3."""
+    q_logits, p = categorical(4, precision.dtype).requires_grad_(), categorical(5, precision.dtype)
+    q = torch.log_softmax(q_logits, dim=-1)
+
+    def of(value: Tensor) -> Tensor:
+        return torch.autograd.grad(value, q_logits, retain_graph=True)[0]
+
+    reverse, forward = of(divergence(q, p)), of(divergence(p, q))
+    for estimator, expected in ((k1, reverse), (k3, reverse - forward)):
+        penalties = estimator(q.detach(), p, ONES)
+        torch.testing.assert_close(
+            of((q.exp().detach() * penalties * q).sum()), expected, atol=precision.tolerance, rtol=0
+        )
+
+
 def test_oracle_10_expected_sum_of_token_k1_is_the_kl_of_the_sequences(tabular_policies) -> None:
     policy, reference, _ = tabular_policies
     q, p = policy.probabilities(), reference.probabilities()
@@ -93,5 +121,9 @@ def test_k1_is_refused_as_a_loss() -> None:
     arguments = torch.tensor([-1.0]), torch.tensor([-2.0]), torch.ones(1)
     assert torch.equal(kl_loss("k2", *arguments), k2(*arguments))
     assert torch.equal(kl_loss("k3", *arguments), k3(*arguments))
-    with pytest.raises(ValueError, match="put it in the reward; allowed: k2, k3"):
+    with pytest.raises(ValueError, match="expected gradient of k1 as a loss is zero; put it in the reward"):
         kl_loss("k1", *arguments)
+    with pytest.raises(ValueError, match="k2 has the gradient"):
+        kl_loss("k2", *arguments, old_logprobs=arguments[0])
+    with pytest.raises(ValueError, match="allowed: k1, k2, k3"):
+        kl_loss("k4", *arguments)

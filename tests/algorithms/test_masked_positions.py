@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.corrections import importance_weights
-from rlhf_ray.algorithms.kl import k1, k2, k3
+from rlhf_ray.algorithms.kl import k1, k2, k3, kl_loss
 from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, Clip, PolicyTokens, policy_loss_named
+from rlhf_ray.algorithms.segments import Segments
 from rlhf_ray.algorithms.value_loss import ppo_value_loss
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
 JUNK = [math.nan, math.inf, -math.inf, 1e38, -1e38]
 
 
-def policy(x: Tensor, y: Tensor) -> Tensor:
-    return ppo_policy_loss(x, y, y, MASK, dual_clip=3.0).loss
+def policy(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        kind = policy_loss_named(name)
+        clip = Clip(0.2, 0.2, 3.0 if kind.has_dual_clip else None)
+        return kind.compute(PolicyTokens(x, y, 2 * y, y, MASK, Segments.rows(MASK)), clip).loss
+
+    return loss
 
 
-def weighted_policy(x: Tensor, y: Tensor) -> Tensor:
-    return ppo_policy_loss(x, y, y, MASK, behaviour_weights=importance_weights(y, 2 * y, MASK)).loss
-
-
-def junk_weighted_policy(x: Tensor, y: Tensor) -> Tensor:
-    return ppo_policy_loss(x, y, y, MASK, behaviour_weights=y).loss
+def corrected_policy(level: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: ppo_policy_loss(x, y, y, MASK).weighted(importance_weights(y, 2 * y, MASK, level=level)).loss
 
 
 def value(x: Tensor, y: Tensor) -> Tensor:
@@ -34,13 +38,13 @@ def value(x: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES = {
-    "policy": policy,
-    "weighted-policy": weighted_policy,
-    "junk-weighted-policy": junk_weighted_policy,
+    **{name: policy(name) for name in POLICY_LOSSES},
+    **{f"{level}-corrected": corrected_policy(level) for level in ("token", "sequence")},
     "value": value,
     "k1": lambda x, y: k1(x, y, MASK),
     "k2": lambda x, y: k2(x, y, MASK),
     "k3": lambda x, y: k3(x, y, MASK),
+    "k3-weighted": lambda x, y: kl_loss("k3", x, y, MASK, 2 * y),
 }
 
 

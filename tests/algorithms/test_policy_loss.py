@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
-from rlhf_ray.algorithms.corrections import importance_weights
-from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
+from rlhf_ray.algorithms.policy_loss import decoupled_ppo_policy_loss, ppo_policy_loss
 
 
 def gradient_at(ratio: float, advantage: float, **settings: float) -> tuple[float, bool]:
@@ -66,16 +65,14 @@ def decoupled_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 def test_oracle_13_decoupled_ppo_is_ppo_where_behaviour_and_proximal_policy_agree(precision) -> None:
     logprobs, proximal, _, advantages, mask = decoupled_inputs(precision.dtype)
-    weights = importance_weights(proximal, proximal, mask)
-    decoupled = ppo_policy_loss(logprobs, proximal, advantages, mask, behaviour_weights=weights)
+    decoupled = decoupled_ppo_policy_loss(logprobs, proximal, proximal, advantages, mask)
     assert torch.equal(decoupled.loss, ppo_policy_loss(logprobs, proximal, advantages, mask).loss)
 
 
 def test_decoupled_ppo_is_the_clipped_objective_times_the_weight(precision) -> None:
     """Term by term: w * min(ratio * A, clip(ratio) * A), w = proximal / behaviour, ratio = current / proximal."""
     logprobs, proximal, behaviour, advantages, mask = decoupled_inputs(precision.dtype)
-    weights = importance_weights(proximal, behaviour, mask, upper=math.inf)
-    loss = ppo_policy_loss(logprobs, proximal, advantages, mask, behaviour_weights=weights).loss
+    loss = decoupled_ppo_policy_loss(logprobs, proximal, behaviour, advantages, mask).loss
     for index in range(loss.numel()):
         current, prox, sampled, a = (x.flatten()[index].item() for x in (logprobs, proximal, behaviour, advantages))
         ratio = math.exp(current - prox)

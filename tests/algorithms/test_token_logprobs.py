@@ -33,14 +33,25 @@ def test_values_and_gradient_are_those_of_log_softmax(chunk, temperature: float,
     torch.testing.assert_close(logprobs, expected, atol=precision.tolerance, rtol=0)
     torch.testing.assert_close(gradient, expected_gradient, atol=precision.tolerance, rtol=0)
     torch.testing.assert_close(entropy, -(table.exp() * table).sum(dim=-1), atol=precision.tolerance, rtol=0)
-    assert logprobs.requires_grad and not entropy.requires_grad
 
 
-def test_gradient_by_finite_differences() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("of", [(True, True), (False, True)], ids=["both", "entropy-alone"])
+def test_the_gradient_of_the_entropy_is_exact(chunk, temperature: float, of: tuple[bool, bool], precision) -> None:
+    logits, targets = example(dtype=precision.dtype)
+    first, second = (factor * torch.linspace(-1, 2, 13, dtype=precision.dtype) for factor in (of[0], of[1]))
+    logprobs, entropy = token_logprobs_and_entropy(logits, targets, temperature)
+    loss = (entropy * second).sum() + ((logprobs * first).sum() if of[0] else 0.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    table = torch.log_softmax(logits / temperature, dim=-1)
+    plain = (table[torch.arange(13), targets] * first).sum() - ((table.exp() * table).sum(dim=-1) * second).sum()
+    (expected,) = torch.autograd.grad(plain, logits)
+    torch.testing.assert_close(gradient, expected, atol=precision.tolerance, rtol=0)
+
+
+def test_gradients_by_finite_differences() -> None:
     logits, targets = example(rows=3, vocabulary=4)
-    assert torch.autograd.gradcheck(
-        lambda x: token_logprobs_and_entropy(x, targets, 0.8, with_entropy=False)[0], logits
-    )
+    assert torch.autograd.gradcheck(lambda x: token_logprobs_and_entropy(x, targets, 0.8), logits)
 
 
 def test_half_precision_logits_are_worked_on_in_float32() -> None:
@@ -66,6 +77,8 @@ def test_only_the_logits_are_kept_for_the_backward_pass() -> None:
 def test_a_token_that_cannot_be_sampled_makes_no_nan() -> None:
     logits = torch.tensor([[0.0, 0.0, -math.inf], [800.0, -800.0, 0.0]], requires_grad=True)
     logprobs, entropy = token_logprobs_and_entropy(logits, torch.tensor([0, 1]))
+    (of_entropy,) = torch.autograd.grad(entropy.sum(), logits, retain_graph=True)
+    assert torch.isfinite(of_entropy).all()
     logprobs.sum().backward()
     assert logprobs.tolist() == pytest.approx([-math.log(2), -1600.0])
     assert entropy.tolist() == pytest.approx([math.log(2), 0.0], abs=1e-6)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_ray.algorithms.kl import sequence_kl
+from rlhf_ray.algorithms.kl import k1, k2, k3, sequence_kl
 from rlhf_ray.algorithms.rewards import score_unfinished, token_rewards
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
@@ -26,6 +26,14 @@ def test_rewards_of_a_row_sum_to_the_sequence_reward() -> None:
     rewards = token_rewards(scores, logprobs, reference, MASK[:2], beta=0.3)
     expected = scores - 0.3 * sequence_kl(logprobs, reference, MASK[:2])
     torch.testing.assert_close(rewards.sum(dim=1), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", [k1, k2, k3])
+def test_any_estimator_can_be_the_penalty(estimator) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logprobs, reference = -torch.rand(2, 3, 4, generator=generator, dtype=torch.float64)
+    rewards = token_rewards(torch.zeros(3), logprobs, reference, MASK, 0.3, estimator.__name__)
+    torch.testing.assert_close(rewards, -0.3 * estimator(logprobs, reference, MASK), atol=1e-12, rtol=0)
 
 
 def test_no_reference_is_needed_without_a_penalty_and_is_demanded_with_one() -> None:

@@ -13,11 +13,18 @@ from rlhf_ray.driver.admission import Admission, GroupAssembler, TooManyDrops
 class AdmissionMachine(RuleBasedStateMachine):
     """Groups that are admitted, end or are dropped, and are trained, in any order."""
 
-    @initialize(groups=st.integers(1, 5), staleness=st.integers(0, 3), version=st.integers(0, 4))
-    def start(self, groups: int, staleness: int, version: int) -> None:
-        """As a new run, or as one that goes on after `version` steps."""
-        self.admission = Admission(groups, staleness, version, next_group=version * groups, accepted=version * groups)
-        self.first = version * groups
+    @initialize(
+        groups=st.integers(1, 5), staleness=st.integers(0, 3), version=st.integers(0, 4), attempts=st.integers(1, 3),
+        data=st.data(),
+    )  # fmt: skip
+    def start(self, groups: int, staleness: int, version: int, attempts: int, data: st.DataObject) -> None:
+        """As a new run, or as one that goes on after `version` steps, some groups of which were never trained."""
+        done = version * groups
+        lost = sorted(data.draw(st.sets(st.integers(0, max(0, done - 1)), max_size=done)))
+        self.admission = Admission(
+            groups, staleness, version, next_group=done, accepted=done, attempts=attempts, again=tuple(lost)
+        )
+        self.first, self.again = done, lost
         self.admitted: list[int] = []
         self.running = 0
         self.ready = 0
@@ -49,6 +56,17 @@ class AdmissionMachine(RuleBasedStateMachine):
         else:
             self.admission.drop()
 
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def resample(self, data: st.DataObject) -> None:
+        """A group without signal makes room for another, or is accepted, by its index alone."""
+        index = data.draw(st.sampled_from(self.admitted))
+        droppable = (
+            index < self.admission.first_of_batch + (self.admission.attempts - 1) * self.admission.groups_per_batch
+        )
+        assert self.admission.resample(index) == droppable
+        self.running -= droppable
+
     @precondition(lambda self: self.ready >= self.admission.groups_per_batch)
     @rule()
     def train(self) -> None:
@@ -68,8 +86,10 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def groups_are_admitted_once_and_in_order(self) -> None:
-        assert self.admitted == list(range(self.first, self.first + len(self.admitted)))
-        assert self.admission.next_group == self.first + len(self.admitted)
+        again = self.again[: len(self.admitted)]
+        fresh = len(self.admitted) - len(again)
+        assert self.admitted == [*again, *range(self.first, self.first + fresh)]
+        assert self.admission.next_group == self.first + fresh
 
     @invariant()
     def a_batch_can_always_be_filled(self) -> None:
@@ -105,6 +125,23 @@ def test_drops_are_counted_for_each_batch_anew():
     admission.admit()
     with pytest.raises(TooManyDrops, match="3 groups were dropped while collecting one batch of 2"):
         admission.drop()
+
+
+def test_groups_without_signal_are_replaced_until_the_attempts_are_used_up():
+    """Two groups for a batch, three attempts: the first four may be replaced, the last two are taken as they are."""
+    admission = Admission(groups_per_batch=2, attempts=3)
+    assert admission.admit() == [0, 1]
+    assert admission.resample(0) and admission.resample(1)
+    assert admission.admit() == [2, 3]
+    assert admission.resample(3) and admission.admit() == [4]
+    assert not admission.resample(4)
+    admission.accept()
+    assert admission.resample(2) and admission.admit() == [5]
+    assert not admission.resample(5)
+    admission.accept()
+    assert not admission.admit() and admission.dropped_since_batch == 0
+    admission.publish(1)
+    assert admission.admit() == [6, 7] and admission.resample(6), "the next batch has attempts of its own"
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.data())

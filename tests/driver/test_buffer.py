@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from rlhf_ray.algorithms.kl_control import FixedKL
 from rlhf_ray.driver.admission import Admission, TooManyDrops
 from rlhf_ray.driver.buffer import ExperienceBuffer
+from rlhf_ray.driver.state import TrainingState
 
 GROUPS, SAMPLES, BATCHES = 3, 2, 4
 
@@ -94,6 +96,71 @@ def test_a_group_is_dropped_whole_and_told_once(experience):
         for sample in range(3):
             await buffer.put(experience("p1", sample))
         assert [item.id for item in await buffer.take(1)] == ["p1/0", "p1/1", "p1/2"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("attempts", [2, 3])
+def test_batches_with_replaced_groups_do_not_depend_on_the_order_of_arrival(experience, attempts):
+    """Most groups have no signal, so the attempts run out: the same groups are replaced and taken in any order."""
+    outcomes = [run(train_on_signal(experience, seed, attempts)) for seed in range(8)]
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    batches, replaced, cursor = outcomes[0]
+    assert replaced and all(len(batch) == GROUPS * SAMPLES for batch in batches)
+    taken = {rollout.split("/")[0] for batch in batches for rollout in batch}
+    assert not taken & replaced and len(taken | replaced) == cursor, "every group is trained or given up"
+    assert any(int(prompt[1:]) % 5 for prompt in taken), "what came after the last attempt is trained as it is"
+
+
+async def train_on_signal(experience: Callable, seed: int, attempts: int) -> tuple[list[list[str]], set[str], int]:
+    """(batches, prompts that were replaced, groups admitted) where only every fifth group has a signal."""
+
+    def has_signal(group) -> bool:
+        return int(group[0].rollout.prompt.id[1:]) % 5 == 0
+
+    buffer = ExperienceBuffer(Admission(GROUPS, attempts=attempts), SAMPLES, has_signal)
+    shuffled, replaced, batches = random.Random(seed), set(), []
+
+    async def produce(index: int, sample: int) -> None:
+        for _ in range(shuffled.randrange(12)):
+            await asyncio.sleep(0)
+        if not await buffer.put(experience(f"p{index}", sample)):
+            replaced.add(f"p{index}")
+
+    async def stream() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for index in await buffer.admit():
+                    buffer.expect(f"p{index}", index)
+                    for sample in range(SAMPLES):
+                        tasks.create_task(produce(index, sample))
+
+    streaming = asyncio.create_task(stream())
+    for version in range(1, BATCHES + 1):
+        batches.append([item.id for item in await buffer.take(GROUPS)])
+        assert buffer.unfinished == ()
+        cursor = buffer.admission.next_group
+        await buffer.publish(version)
+    streaming.cancel()
+    await asyncio.gather(streaming, return_exceptions=True)
+    return batches, replaced, cursor
+
+
+def test_unfinished_groups_are_those_neither_taken_nor_dropped(experience):
+    async def scenario() -> None:
+        buffer = ExperienceBuffer(Admission(2, staleness=1), samples_per_prompt=1)
+        for index in await buffer.admit():
+            buffer.expect(f"p{index}", index)
+        assert buffer.unfinished == (0, 1, 2, 3)
+        for index in (3, 1):
+            await buffer.put(experience(f"p{index}", 0))
+        await buffer.drop("p0")
+        assert buffer.unfinished == (1, 2, 3)
+        assert [item.id for item in await buffer.take(2)] == ["p1/0", "p3/0"]
+        assert buffer.unfinished == (2,)
+        # A run that goes on from here generates group 2 again, and then what was never admitted.
+        state = TrainingState(1, buffer.admission.next_group, FixedKL(0.1), buffer.unfinished)
+        assert state.admission(2, staleness=1).admit() == [2, 4, 5, 6]
 
     run(scenario())
 

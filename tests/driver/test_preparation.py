@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ from hypothesis import strategies as st
 
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.driver.preparation import collate, minibatches, prepare
+from rlhf_ray.config.shaping import OverlongConfig
+from rlhf_ray.driver import preparation
+from rlhf_ray.driver.preparation import Prepared, collate, minibatches, shaped_scores
 from rlhf_ray.types import Experience
 
 LENGTHS, SCORES = (3, 1, 5, 2), (1.0, -0.5, 2.0, 0.25)
+LIMIT = 5
+prepare = partial(preparation.prepare, max_new_tokens=LIMIT)
 GAE = AlgorithmConfig(whiten_advantages=False, gamma=0.97, lam=0.9)
 
 
@@ -35,6 +40,11 @@ def batch(experiences) -> Batch:
     collated = collate(experiences)
     noise, values = (generator.normal(0, 0.1, sum(LENGTHS)).astype(np.float32) for _ in range(2))
     return collated.with_columns(old_logprobs=collated.behaviour_logprobs + noise, old_values=values)
+
+
+def everything(batch: Batch) -> Prepared:
+    """A prepared batch of which every sequence is trained."""
+    return Prepared(batch, None, 0.0, np.ones(len(batch), dtype=bool))
 
 
 def per_sequence(column: np.ndarray) -> list[list[float]]:
@@ -127,6 +137,70 @@ def test_missing_eos_penalty_lowers_the_score_of_the_truncated_response_only(exp
     assert prepared.shaped_reward == pytest.approx(plain.shaped_reward - 5.0 / 4)
 
 
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_another_estimator_in_the_reward(experiences, batch, estimator):
+    """With γ = λ = 1 and no values an advantage is the sum of the rewards from there on."""
+    algorithm = AlgorithmConfig(whiten_advantages=False, lam=1.0, kl=KLConfig(estimator=estimator))
+    zero = replace(batch, old_values=np.zeros_like(batch.old_values))
+    prepared = prepare(experiences, zero, algorithm, beta=0.3)
+    log_r = (batch.reference_logprobs - batch.old_logprobs).astype(np.float64)
+    penalties = per_sequence(0.3 * (log_r**2 / 2 if estimator == "k2" else np.exp(log_r) - 1 - log_r))
+    expected = [score - sum(row[t:]) for row, score in zip(penalties, SCORES, strict=True) for t in range(len(row))]
+    np.testing.assert_allclose(prepared.batch.advantages, expected, rtol=1e-5, atol=1e-5)
+    assert prepared.kl == pytest.approx(-sum(log_r) / 4, abs=1e-5), "what is reported is k1 all the same"
+
+
+def test_rloo_with_the_kl_in_the_reward_compares_penalised_scores(experiences, batch):
+    algorithm = AlgorithmConfig(advantage="rloo")
+    prepared = prepare(experiences, replace(batch, old_values=None), algorithm, beta=0.3)
+    totals = [sum(row) for row in slow_rewards(batch.old_logprobs, batch.reference_logprobs, 0.3, SCORES)]
+    scores = [*GROUP_ADVANTAGES["rloo"](totals[:2]), *GROUP_ADVANTAGES["rloo"](totals[2:])]
+    np.testing.assert_allclose(prepared.batch.advantages, np.repeat(scores, LENGTHS), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline"])
+def test_reinforce_plus_plus(experiences, batch, name):
+    """Discounted rewards to go with the KL in them, whitened over all tokens; the baseline is of the scores alone."""
+    algorithm = AlgorithmConfig(advantage=name, gamma=0.9)
+    prepared = prepare(experiences, replace(batch, old_values=None), algorithm, beta=0.3)
+    baselines = [np.mean(SCORES[:2])] * 2 + [np.mean(SCORES[2:])] * 2 if name.endswith("baseline") else [0.0] * 4
+    centred = tuple(score - baseline for score, baseline in zip(SCORES, baselines, strict=True))
+    rewards = slow_rewards(batch.old_logprobs, batch.reference_logprobs, 0.3, centred)
+    returns = [sum(0.9 ** (k - t) * row[k] for k in range(t, len(row))) for row in rewards for t in range(len(row))]
+    expected = (np.asarray(returns) - np.mean(returns)) / np.std(returns)
+    np.testing.assert_allclose(prepared.batch.advantages, expected, atol=1e-5)
+    assert prepared.batch.returns is None
+
+
+def test_soft_overlong_punishment_is_part_of_the_score(experiences, batch):
+    """Lengths 3, 1, 5, 2 of at most 5, the last 4 of which cost."""
+    algorithm = GAE.model_copy(update={"overlong": OverlongConfig(buffer_tokens=4, penalty=2.0)})
+    expected = [1.0 - 2.0 * 2 / 4, -0.5, 2.0 - 2.0, 0.25 - 2.0 / 4]
+    assert shaped_scores(experiences, algorithm, LIMIT).tolist() == pytest.approx(expected)
+    assert prepare(experiences, batch, algorithm, beta=0.0).shaped_reward == pytest.approx(np.mean(expected))
+
+
+def test_truncated_responses_are_left_out_of_the_loss_and_stay_in_the_baseline(experiences, batch):
+    settings = {"advantage": "rloo", "kl": KLConfig(placement="none")}
+    filtered, plain = (
+        prepare(experiences, replace(batch, old_values=None), AlgorithmConfig(**settings, filter_truncated=on), 0.0)
+        for on in (True, False)
+    )
+    assert filtered.trained.tolist() == [True, True, False, True] and plain.trained.all()
+    assert filtered.batch.advantages.tolist() == plain.batch.advantages.tolist()
+    (part,) = minibatches(filtered, AlgorithmConfig(**settings), 1, 1, LIMIT, (0, 0))
+    expected = np.repeat([1 / 6, 1 / 6, 0, 1 / 6], LENGTHS)
+    np.testing.assert_allclose(part.weights, expected, rtol=1e-6)
+
+
+def test_a_minibatch_without_a_trained_sequence_is_none(batch):
+    prepared = replace(everything(batch), trained=np.asarray([False, False, False, True]))
+    parts = minibatches(prepared, GAE, 4, 1, LIMIT, (0, 0))
+    assert [part is None for part in parts].count(True) == 3
+    (kept,) = [part for part in parts if part is not None]
+    np.testing.assert_allclose(kept.weights, [0.5, 0.5])
+
+
 GROUP_ADVANTAGES = {
     "rloo": lambda r: [x - np.mean([y for k, y in enumerate(r) if k != i]) for i, x in enumerate(r)],
     "grpo": lambda r: [(x - np.mean(r)) / (np.std(r, ddof=1) + 1e-4) for x in r],
@@ -168,32 +242,34 @@ def test_gae_without_values_is_refused(experiences):
 def test_minibatches_are_whole_sequences_each_once_per_epoch(experience, counts, epochs, seed):
     experiences = [experience(f"p{i}", 0, length) for i, length in enumerate(LENGTHS)]
     whole = collate(experiences)
-    parts = minibatches(whole, GAE, counts, epochs, 8, (seed, 3))
+    parts = minibatches(everything(whole), GAE, counts, epochs, 8, (seed, 3))
     assert len(parts) == counts * epochs
     sequences = [tuple(row.tolist()) for row in np.split(whole.token_ids, np.cumsum(whole.lengths)[:-1])]
     for epoch in range(epochs):
         mine = parts[epoch * counts : (epoch + 1) * counts]
         found = [tuple(r.tolist()) for p in mine for r in np.split(p.token_ids, np.cumsum(p.lengths)[:-1])]
         assert sorted(found) == sorted(sequences)
-    again = minibatches(whole, GAE, counts, epochs, 8, (seed, 3))
+    again = minibatches(everything(whole), GAE, counts, epochs, 8, (seed, 3))
     assert [part.token_ids.tolist() for part in parts] == [part.token_ids.tolist() for part in again]
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_weights_are_those_of_each_minibatch(batch, count):
-    for part in minibatches(batch, GAE, count, 1, 8, (0, 0)):
+    for part in minibatches(everything(batch), GAE, count, 1, 8, (0, 0)):
         np.testing.assert_allclose(part.weights, 1 / part.target_counts.sum(), rtol=1e-6)
-    for part in minibatches(batch, GAE.model_copy(update={"aggregation": "sequence_mean"}), count, 1, 8, (0, 0)):
+    for part in minibatches(
+        everything(batch), GAE.model_copy(update={"aggregation": "sequence_mean"}), count, 1, 8, (0, 0)
+    ):
         expected = np.repeat(1 / (len(part) * part.target_counts), part.target_counts)
         np.testing.assert_allclose(part.weights, expected, rtol=1e-6)
-    for part in minibatches(batch, GAE.model_copy(update={"aggregation": "constant"}), count, 1, 8, (0, 0)):
+    for part in minibatches(everything(batch), GAE.model_copy(update={"aggregation": "constant"}), count, 1, 8, (0, 0)):
         np.testing.assert_allclose(part.weights, 1 / (len(part) * 8), rtol=1e-6)
 
 
 def test_steps_and_epochs_shuffle_differently(experience):
     whole = collate([experience(f"p{i}", 0, 2) for i in range(16)])
     orders = [
-        tuple(part.token_ids[:4].tolist() for part in minibatches(whole, GAE, 4, 2, 8, seed))
+        tuple(part.token_ids[:4].tolist() for part in minibatches(everything(whole), GAE, 4, 2, 8, seed))
         for seed in ((0, 0), (0, 1), (1, 0))
     ]
     assert len({str(order) for order in orders}) == 3
