@@ -75,6 +75,11 @@ class RunConfig(Section):
             raise ValueError(
                 "ppo.reward.model.path is not set and the stage reward_model is not in stages; set one of them"
             )
+        if reward and reward.group and reward.path is None and self.reward_model.groups is None:
+            raise ValueError(
+                f"ppo.reward.model.group is {reward.group!r}, and the reward model of this run learns no groups; set "
+                "reward_model.groups, or remove it"
+            )
         return self
 
     @model_validator(mode="after")

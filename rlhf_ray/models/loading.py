@@ -25,7 +25,7 @@ from transformers import (
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.models.cpu_linear import use_onednn
-from rlhf_ray.models.reward_heads import RewardHeads
+from rlhf_ray.models.reward_heads import RewardHeads, RewardModelMismatch
 
 Dtype = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -85,6 +85,21 @@ def check_same_tokenizer(path: str, other: str, what: str) -> None:
         raise NotAModel(
             f"{what}: the tokenizer of {path!r} is not that of the policy, {other!r}; token ids would not match"
         )
+
+
+def check_reward_model(path: str, reading: str | None) -> None:
+    """Refuse a folder that has no reward, or not the one that is to be read of it.
+
+    Raises:
+        RewardModelMismatch: naming the folder, and what it has.
+    """
+    config = _config(path)
+    if not _has_head(config):
+        raise RewardModelMismatch(
+            f"{path!r} holds a {', '.join(config.architectures or ['model without a name'])}, which has no reward; a reward "
+            "model is a sequence-classification folder"
+        )
+    RewardHeads.read(config).coefficients(reading)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -152,14 +167,20 @@ def _load_classifier(
     """The model and, where the folder has a head, what its rows mean and float32 [rows, d] of them."""
     import deepspeed
 
-    has_head = any(n.endswith("ForSequenceClassification") for n in _config(path).architectures or ())
-    config = _config(path) if has_head else _config(path, num_labels=1)
+    config = _config(path)
+    has_head = _has_head(config)
+    if not has_head:
+        config.num_labels = 1
     model = AutoModelForSequenceClassification.from_pretrained(str(path), config=config, **_options(dtype, attention))
     if not has_head:
         return model, None
     weight = model.score.weight
     with deepspeed.zero.GatheredParameters([weight] if hasattr(weight, "ds_id") else []):
         return model, (RewardHeads.read(config), weight.detach().float().cpu().clone())
+
+
+def _has_head(config: PreTrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def _fresh_rows(model: nn.Module, count: int, seed: int) -> torch.Tensor:

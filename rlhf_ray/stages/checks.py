@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.models.loading import check_model_folder, check_same_tokenizer, local_folder
+from rlhf_ray.models.loading import check_model_folder, check_reward_model, check_same_tokenizer, local_folder
 from rlhf_ray.placement import plan_placement
 from rlhf_ray.scoring.sources import resolve_function
 
@@ -18,7 +18,7 @@ def check_run(config: RunConfig) -> None:
     """Look at everything outside the config that it names.
 
     Raises:
-        NotAModel, ConfigError: naming the key, the value and what is expected.
+        NotAModel, RewardModelMismatch, ConfigError: naming the key, the value and what is expected.
     """
     named = {
         "model.path": config.model.path,
@@ -33,6 +33,9 @@ def check_run(config: RunConfig) -> None:
     for key in ("ppo.value_model", "ppo.reward.model.path"):
         if policy is not None and key in folders:
             check_same_tokenizer(folders[key], policy, key)
+    reward = config.ppo.reward.model
+    if reward is not None and reward.path is not None:
+        check_reward_model(folders["ppo.reward.model.path"], reward.group)
     if policy is not None:
         _check_context(config, policy)
     for source in config.ppo.reward.functions:

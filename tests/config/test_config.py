@@ -130,6 +130,10 @@ def test_stages_need_the_models_of_earlier_ones():
     assert "needs the stage sft" in refusal(("stages", ["reward_model"]))
     assert "ppo.reward.model.path is not set" in refusal(("stages", ["sft", "ppo"]))
     assert accepted(("stages", ["sft", "ppo"]), ("ppo.reward.model.path", "elsewhere"))
+    assert "ppo.reward.model.group is 'clerk', and the reward model of this run learns no groups" in refusal(
+        ("ppo.reward.model.group", "clerk")
+    )
+    assert accepted(("ppo.reward.model.group", "clerk"), ("reward_model.groups", {}))
 
 
 def test_all_problems_are_told_at_once():

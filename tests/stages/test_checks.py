@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rlhf_ray.config import ConfigError, RunConfig, parse_config
-from rlhf_ray.models.loading import NotAModel
+from rlhf_ray.models.loading import NotAModel, load_reward_model, load_tokenizer
+from rlhf_ray.models.reward_heads import RewardHeads, RewardModelMismatch
 from rlhf_ray.models.tiny import build_tiny_model
 from rlhf_ray.stages import checks
 
@@ -86,6 +87,20 @@ def test_models_with_different_tokenizers(tiny_model, tmp_path):
                      heads=2, kv_heads=1, max_positions=128)  # fmt: skip
     reward = LIGHT["reward"] | {"model": {"path": str(other)}}
     assert "token ids would not match" in refused(NotAModel, tiny_model, LIGHT | {"reward": reward})
+
+
+def test_reward_models_without_the_reward_that_is_asked_for(tiny_model, tmp_path):
+    reward = LIGHT["reward"] | {"model": {"path": str(tiny_model)}}
+    message = refused(RewardModelMismatch, tiny_model, LIGHT | {"reward": reward})
+    assert "holds a LlamaForCausalLM, which has no reward" in message
+    model = load_reward_model(tiny_model, RewardHeads({"reward": 1.0}, ("cooks",)))
+    model.config.id2label = {0: "reward", 1: "group:cooks"}
+    model.save_pretrained(tmp_path / "groups")
+    load_tokenizer(tiny_model).save_pretrained(tmp_path / "groups")
+    reward = LIGHT["reward"] | {"model": {"path": str(tmp_path / "groups"), "group": "guests"}}
+    assert "it has cooks, mean" in refused(RewardModelMismatch, tiny_model, LIGHT | {"reward": reward})
+    reward["model"]["group"] = "cooks"
+    checks.check_run(config(tiny_model, LIGHT | {"reward": reward}))
 
 
 def test_a_name_that_is_neither_folder_nor_model(tiny_model, monkeypatch):
