@@ -28,7 +28,7 @@ class RankWorker:
     """Rank `rank` of `world`."""
 
     def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.algorithm = rank, world, ALGORITHM
         engine.prepare_process(1, use_gpu=False)
 
     def free_port(self) -> int:
@@ -42,8 +42,12 @@ class RankWorker:
     def load(self, model: str) -> nn.Module:
         return TokenLogprobs(load_causal_lm(model))
 
+    def use(self, algorithm: AlgorithmConfig) -> None:
+        """Train with this from now on."""
+        self.algorithm = algorithm
+
     def objective(self) -> Objective:
-        return policy_objective(ALGORITHM, 0.1)
+        return policy_objective(self.algorithm, 0.1)
 
     def train(
         self, model: str, stage: int, batch: Batch, budget: int, steps: int, max_grad_norm: float = 1e9

@@ -10,7 +10,11 @@ import pytest
 import ray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rank_worker import RankWorker, ragged_batch
+from rank_worker import ALGORITHM, RankWorker, ragged_batch
+
+from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
+from rlhf_ray.config.shaping import PtxConfig
+from rlhf_ray.driver.ptx import with_demonstrations
 
 LENGTHS = [3, 31, 4, 17, 9, 24, 5]
 STEPS = 5
@@ -77,6 +81,42 @@ def test_more_ranks_than_sequences(pair, single, tiny_model):
     for gradients, parameters, losses, _ in ray.get(
         [worker.train.remote(str(tiny_model), 3, lonely, 40, 2) for worker in pair]
     ):
+        assert differences(gradients, expected[0]) < 1e-5
+        assert differences(parameters, expected[1]) < 1e-4
+        np.testing.assert_allclose(losses, expected[2], atol=1e-5)
+
+
+FAMILY = {
+    "GSPO, sequence correction, k2": AlgorithmConfig(
+        advantage="grpo", policy_loss="gspo", aggregation="sequence_mean", correction="truncate",
+        correction_level="sequence", kl=KLConfig(placement="loss", estimator="k2"),
+    ),
+    "CISPO, token mask, entropy": AlgorithmConfig(
+        policy_loss="cispo", correction="mask", entropy_coefficient=0.05, kl=KLConfig(placement="none")
+    ),
+    "decoupled PPO, weighted k1": AlgorithmConfig(
+        policy_loss="decoupled_ppo", dual_clip=2.0, kl=KLConfig(placement="loss", estimator="k1", importance_weighted=True)
+    ),
+    "GSPO-token, demonstrations": AlgorithmConfig(policy_loss="gspo_token", aggregation="sequence_mean", ptx=PtxConfig()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_oracle_16_of_the_whole_family(pair, single, tiny_model, batch, name):
+    """Two ranks, ZeRO 2 and several micro-batches against one rank, no sharding and one: every kind of loss."""
+    rng, count = np.random.default_rng(3), int(batch.target_mask.sum())
+    old, engine = (-np.log(300) + rng.normal(scale=0.3, size=(2, count))).astype(np.float32)
+    columns = batch.with_columns(old_logprobs=old, behaviour_logprobs=engine)
+    if FAMILY[name].ptx:
+        columns = with_demonstrations(columns, ragged_batch(rng, 300, [6, 20, 11]), 0.5)
+    ray.get([worker.use.remote(FAMILY[name]) for worker in (single, *pair)])
+    try:
+        expected = ray.get(single.train.remote(str(tiny_model), 0, columns, 10_000, 3))
+        results = ray.get([worker.train.remote(str(tiny_model), 2, columns, 40, 3) for worker in pair])
+    finally:
+        ray.get([worker.use.remote(ALGORITHM) for worker in (single, *pair)])
+    assert max(float(np.abs(g).max()) for g in expected[0].values()) > 1e-3
+    for gradients, parameters, losses, _ in results:
         assert differences(gradients, expected[0]) < 1e-5
         assert differences(parameters, expected[1]) < 1e-4
         np.testing.assert_allclose(losses, expected[2], atol=1e-5)
