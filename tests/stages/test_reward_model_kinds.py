@@ -116,7 +116,7 @@ def test_pairs_and_edits_with_groups_and_reliability_on_two_ranks(ray_cluster, m
     settings = {"groups": {"minimum_labels": 15}, "reliability": {"strength": 5.0}}
     config, folder = train(model, data, tmp_path, ranks=2, **settings)
     records = read_metrics(folder.stage_metrics("reward_model"))
-    assert records[0]["loss"] == pytest.approx(np.log(2), abs=0.01)
+    assert records[0]["loss"] == pytest.approx(np.log(2), abs=0.002)
     assert records[-1]["loss"] < records[0]["loss"] and 0 <= records[-1]["heldout/accuracy"] <= 1
     groups = sorted({pair.group for pair in data.pairs.train})
     counts = {group: sum(pair.group == group for pair in data.pairs.train) for group in groups}
@@ -133,7 +133,7 @@ def test_rankings(ray_cluster, model, data, tmp_path):
     config, folder = train(model, data, tmp_path, kind="rankings", ranking_loss="plackett_luce")
     records = read_metrics(folder.stage_metrics("reward_model"))
     by_chance = np.mean([np.log(np.arange(1, len(r.ranks) + 1)).sum() for r in data.rankings.train])
-    assert records[0]["loss"] == pytest.approx(by_chance, abs=0.02), "a fresh head knows nothing: log K!"
+    assert records[0]["loss"] == pytest.approx(by_chance, abs=0.005), "a fresh head knows nothing: log K!"
     assert records[-1]["loss"] < records[0]["loss"] and 0 <= records[-1]["heldout/accuracy"] <= 1
     check_folder(config, folder, data, ["reward"], None)
 
