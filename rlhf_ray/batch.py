@@ -41,7 +41,7 @@ class Batch:
     old_values: np.ndarray | None = None
     """float32 [M]: the value model before this update."""
     ptx_weights: np.ndarray | None = None
-    """float32 [M]: weights of the cross-entropy at the tokens of demonstrations, 0 at those of rollouts; None: no demonstrations."""
+    """float32 [M]: weights of the cross-entropy at the tokens of demonstrations, 0 at those of rollouts; None: there are none."""
     element_starts: np.ndarray | None = None
     """bool [B]: sequences that begin an element, one label's sequences (a pair, a ranking); None: each is one by itself."""
     labels: np.ndarray | None = None

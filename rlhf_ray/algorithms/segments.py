@@ -27,10 +27,10 @@ class Segments:
         return cls(torch.arange(count, device=tokens.device).unsqueeze(1).expand(tokens.shape), count)
 
     @classmethod
-    def packed(cls, lengths: Tensor) -> Segments:
-        """Sequences end to end; `lengths` is int64 [B], tokens of each."""
-        count = len(lengths)
-        return cls(torch.repeat_interleave(torch.arange(count, device=lengths.device), lengths), count)
+    def packed(cls, lengths: Tensor, device: torch.device | str = "cpu") -> Segments:
+        """Sequences end to end; `lengths` is int64 [B], tokens of each, on the host, so that no device is waited for."""
+        index = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        return cls(index.to(device, non_blocking=True), len(lengths))
 
     def sum(self, values: Tensor) -> Tensor:
         """[count]: the sum of each sequence's values. Differentiable."""

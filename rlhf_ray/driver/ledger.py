@@ -42,7 +42,8 @@ class Ledger:
 
     def train(self, step: int, rollout_ids: Sequence[str]) -> LedgerEntry:
         """A step was applied; its line."""
-        entry = LedgerEntry(step, tuple(rollout_ids), tuple(self._dropped))
+        # Sorted, because they come in the order in which they happened to be complete.
+        entry = LedgerEntry(step, tuple(rollout_ids), tuple(sorted(self._dropped)))
         self._dropped.clear()
         with self.path.open("a") as file:
             file.write(_line(entry))

@@ -49,7 +49,7 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float) -> Objective:
             behaviour_logprobs=column("behaviour_logprobs") if corrected else old,
             advantages=column("advantages"),
             mask=mask,
-            segments=Segments.packed(torch.from_numpy(batch.target_counts).to(logprobs.device)),
+            segments=Segments.packed(torch.from_numpy(batch.target_counts), logprobs.device),
         )
         surrogate = loss_kind.compute(tokens, clip)
         correction = _correction(algorithm, tokens)

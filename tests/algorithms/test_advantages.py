@@ -101,6 +101,27 @@ def test_oracle_11_grpo_with_binary_rewards(passes: int, precision) -> None:
     assert advantages.tolist() == pytest.approx(expected, abs=precision.tolerance)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_oracle_11_expected_gradients_over_every_group_there_can_be(size: int) -> None:
+    """RLOO has the gradient of the expected reward; Dr. GRPO (K - 1) / K of it; GRPO that of another objective."""
+    logits = torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64, requires_grad=True)
+    rewards = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
+    logprobs = torch.log_softmax(logits, dim=0)
+    (exact,) = torch.autograd.grad((logprobs.exp() * rewards).sum(), logits, retain_graph=True)
+    groups = torch.cartesian_prod(*[torch.arange(3)] * size)
+    chances = logprobs.detach()[groups].sum(dim=1).exp()
+
+    def expected_gradient(method) -> torch.Tensor:
+        advantages = torch.stack([method(rewards[arms], torch.zeros(size, dtype=torch.int64)) for arms in groups])
+        surrogate = (chances.unsqueeze(1) * advantages * logprobs[groups]).sum() / size
+        return torch.autograd.grad(surrogate, logits, retain_graph=True)[0]
+
+    torch.testing.assert_close(expected_gradient(rloo), exact, atol=1e-9, rtol=0)
+    torch.testing.assert_close(expected_gradient(dr_grpo), exact * (size - 1) / size, atol=1e-9, rtol=0)
+    direction = torch.cosine_similarity(expected_gradient(grpo), exact, dim=0).item()
+    assert 0 < direction < 1 - 1e-3
+
+
 def test_grpo_with_epsilon_and_without_std() -> None:
     scores, groups = torch.tensor([1.0, 3.0, 10.0, 10.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
     standard = math.sqrt(2.0) + 1e-4

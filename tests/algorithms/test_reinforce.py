@@ -31,6 +31,25 @@ def test_returns_are_the_score_minus_the_kl_that_is_still_to_come(precision) -> 
             assert returns[row, t].item() == pytest.approx(expected, abs=precision.tolerance)
 
 
+def test_oracle_10_k1_in_the_reward_with_returns_to_go_is_the_exact_gradient(tabular_policies) -> None:
+    """Over enumerated sequences: sum_y pi(y) sum_t R_t grad log pi_t = grad (E score - beta KL(pi || reference))."""
+    policy, reference, _ = tabular_policies
+    scores, mask, beta = torch.linspace(-1, 2, 7, dtype=torch.float64), policy.mask, 0.4
+    probabilities, of_reference = policy.probabilities(), reference.probabilities()
+    kl = (probabilities * (probabilities / of_reference).log()).sum()
+    (exact,) = torch.autograd.grad((probabilities * scores).sum() - beta * kl, policy.logits, retain_graph=True)
+    logprobs = policy.logprobs()
+
+    def gradient(estimator: str) -> torch.Tensor:
+        rewards = token_rewards(scores, logprobs, reference.logprobs(), mask, beta, estimator)
+        terms = (returns_to_go(rewards, mask, 1.0) * logprobs.masked_fill(~mask, 0.0)).sum(dim=1)
+        return torch.autograd.grad((probabilities.detach() * terms).sum(), policy.logits, retain_graph=True)[0]
+
+    torch.testing.assert_close(gradient("k1"), exact, atol=1e-9, rtol=0)
+    for other in ("k2", "k3"):
+        assert (gradient(other) - exact).abs().max() > 1e-3, "another objective, as their documentation says"
+
+
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_advantages_are_returns_whitened_over_all_tokens_of_the_batch(gamma: float) -> None:
     rewards = token_rewards(SCORES, logprobs(0), logprobs(1), MASK, beta=0.3)

@@ -194,3 +194,12 @@ def test_a_resumed_run_admits_what_the_interrupted_one_would_have(tmp_path):
     """Two steps of three groups, one of which was dropped: the next batch begins at group 7."""
     resumed = TrainingState.initial(KLConfig()).advance(None, 3, 4).advance(None, 3, 7).admission(3, staleness=0)
     assert list(resumed.admit()) == [7, 8, 9] and not resumed.admit()
+
+
+def test_groups_that_were_not_finished_survive_and_come_first(tmp_path):
+    """With staleness 1 a run stops while some groups are under way: they are generated again, then what comes next."""
+    stopped = TrainingState.initial(KLConfig()).advance(None, 2, next_group=7, unfinished=(3, 5))
+    asyncio.run(checkpoint.save(tmp_path, stopped.saved("f" * 64), write_roles, keep=1))
+    resumed = TrainingState.restored(load_state(tmp_path / "step_1"))
+    assert resumed == stopped
+    assert resumed.admission(2, staleness=1).admit() == [3, 5, 7, 8]
