@@ -48,6 +48,11 @@ class RewardModelConfig(SupervisedConfig):
     reliability: ReliabilityConfig | None = None
     """Pairs: learn whom to believe; null: everybody equally."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The sections of `data` that hold such feedback; any will do."""
+        return ("pairs", "edits") if self.kind == "pairs" else (self.kind,)
+
     @field_validator("aspects")
     @classmethod
     def _some_reward(cls, aspects: dict[str, float]) -> dict[str, float]:

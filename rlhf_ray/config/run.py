@@ -59,13 +59,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _inputs_exist(self) -> RunConfig:
-        needs = {"sft": "demonstrations", "reward_model": "pairs", "ppo": "prompts", "evaluation": "prompts"}
+        needs = {"sft": ("demonstrations",), "reward_model": self.reward_model.reads}
+        needs |= {"ppo": ("prompts",), "evaluation": ("prompts",)}
         if self.data.simulate is None:
             for stage in self.stages:
-                if getattr(self.data, needs[stage]) is None:
-                    raise ValueError(
-                        f"stage {stage} reads data.{needs[stage]}, which is not set (nor is data.simulate)"
-                    )
+                if all(getattr(self.data, name, None) is None for name in needs[stage]):
+                    sources = " or ".join(f"data.{name}" for name in needs[stage])
+                    raise ValueError(f"stage {stage} reads {sources}, which is not set (nor is data.simulate)")
             if "ppo" in self.stages and self.ppo.algorithm.ptx is not None and self.data.demonstrations is None:
                 raise ValueError("ppo.algorithm.ptx learns from data.demonstrations, which is not set")
         if self.model.build is not None and "sft" not in self.stages:

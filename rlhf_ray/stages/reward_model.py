@@ -19,14 +19,14 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.readers import DataError
-from rlhf_ray.data.records import Ranking
+from rlhf_ray.data.records import Edit, Ranking
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_reward_model, load_tokenizer
 from rlhf_ray.stages.datasets import Datasets, Note, Split, fitting
-from rlhf_ray.stages.feedback import Lesson, pack_elements, pair_of_edit, plan_lesson
+from rlhf_ray.stages.feedback import Feedback, Lesson, pack_elements, pair_of_edit, plan_lesson
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -49,17 +49,21 @@ def feedback(config: RewardModelConfig, data: Datasets) -> Split:
     """The records of the configured kind. Edits are pairs.
 
     Raises:
-        DataError: more responses of a ranking share a place than Plackett-Luce allows.
+        DataError: there are none, or more responses of a ranking share a place than Plackett-Luce allows.
     """
-    if config.kind == "rankings" and config.ranking_loss == "plackett_luce":
-        _refuse_crowds([*data.rankings.train, *data.rankings.held_out])
-    if config.kind != "pairs":
-        return getattr(data, config.kind)
-    splits = [data.pairs] if data.pairs is not None else []
-    if data.edits is not None:
-        splits.append(Split(*(tuple(map(pair_of_edit, part)) for part in (data.edits.train, data.edits.held_out))))
+    splits = [split for name in config.reads if (split := getattr(data, name)) is not None]
+    if not splits:
+        raise DataError(
+            f"reward_model.kind {config.kind} needs data.{' or data.'.join(config.reads)}; the run has none"
+        )
     train, held_out = ([r for split in splits for r in getattr(split, part)] for part in ("train", "held_out"))
-    return Split(tuple(train), tuple(held_out))
+    if config.kind == "rankings" and config.ranking_loss == "plackett_luce":
+        _refuse_crowds([*train, *held_out])
+    return Split(tuple(map(_as_feedback, train)), tuple(map(_as_feedback, held_out)))
+
+
+def _as_feedback(record: Feedback | Edit) -> Feedback:
+    return pair_of_edit(record) if isinstance(record, Edit) else record
 
 
 def _refuse_crowds(rankings: Sequence[Ranking]) -> None:

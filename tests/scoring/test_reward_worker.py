@@ -9,8 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_ray.models.loading import load_scalar_model
+from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.scoring import RewardConfig
+from rlhf_ray.models.loading import load_reward_model, load_scalar_model
+from rlhf_ray.models.reward_heads import RewardHeads
 from rlhf_ray.scoring.sources import RewardError, resolve_function
+from rlhf_ray.scoring.workers import RewardWorker
 from rlhf_ray.types import Score
 
 
@@ -93,6 +97,23 @@ def test_the_reward_models_score_is_that_of_transformers_normalised(reward_worke
             raw = model.score(model.model(tokens[None]).last_hidden_state[0, -1]).item()
         assert isinstance(answer, Score)
         assert answer.total == pytest.approx((raw - 0.7) / 2.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("group", [None, "cooks", "mean"])
+def test_a_group_is_read_with_its_own_normalisation(rollouts, tiny_model, tmp_path, group):
+    heads = RewardHeads({"reward": 1.0}, ("cooks", "guests"))
+    model = load_reward_model(tiny_model, heads).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.score.weight.normal_(generator=generator)
+        tokens = [torch.from_numpy(np.concatenate([r.prompt.token_ids, r.token_ids])).long() for r in rollouts]
+        outputs = torch.stack([model.score(model.model(t[None]).last_hidden_state[0, -1]) for t in tokens]).numpy()
+    heads.write(model.config, outputs)
+    model.save_pretrained(tmp_path / "groups")
+    config = RewardConfig.model_validate({"model": {"group": group, "weight": 2.0}, "workers": Workers(threads=1)})
+    totals = [score.total for score in RewardWorker(config, str(tmp_path / "groups"), str(tiny_model)).score(rollouts)]
+    expected = outputs @ {None: [1, 0, 0], "cooks": [1, 1, 0], "mean": [1, 0.5, 0.5]}[group]
+    assert totals == pytest.approx(2 * (expected - expected.mean()) / expected.std(), abs=1e-4)
 
 
 @pytest.mark.parametrize("budget", [1, 150, 8192])

@@ -96,6 +96,10 @@ def test_edits_are_pairs():
     assert (pair.annotator, pair.group, pair.weight) == ("ann", "cooks", 2.0)
     data = Datasets(None, Split((PAIR,), (PAIR,)), None, edits=Split((edit,), ()))
     assert feedback(RewardModelConfig(), data) == Split((PAIR, pair), (PAIR,))
+    alone = Datasets(None, None, None, edits=Split((edit,), (edit,)))
+    assert feedback(RewardModelConfig(), alone) == Split((pair,), (pair,))
+    with pytest.raises(DataError, match="reward_model.kind scores needs data.scores; the run has none"):
+        feedback(RewardModelConfig(kind="scores"), alone)
 
 
 def test_what_cannot_be_learned_is_refused(tokenizer):
