@@ -130,6 +130,39 @@ def test_the_entropy_bonus_raises_the_exact_entropy():
     np.testing.assert_allclose(bonus - plain, -0.5 * model.table.grad.numpy(), atol=1e-9)
 
 
+CORRECTIONS = [
+    ("none", "token", None),
+    ("truncate", "token", lambda ratio: ratio.clamp(max=1.3)),
+    ("mask", "token", lambda ratio: ratio * ((ratio >= 0.7) & (ratio <= 1.3))),
+    ("truncate", "sequence", lambda ratio: ratio.clamp(max=1.3)),
+    ("mask", "sequence", lambda ratio: ratio * ((ratio >= 0.7) & (ratio <= 1.3))),
+]
+
+
+@pytest.mark.parametrize(("bound", "level", "expected"), CORRECTIONS)
+def test_the_configured_correction_weighs_the_policy_loss_and_nothing_else(bound, level, expected):
+    """One sequence after another, with the weights written down: Σ weights·(w·loss + β·k3)."""
+    batch = minibatch(4, [5, 1, 4, 2, 6], "token_mean")
+    config = algorithm(correction=bound, correction_level=level, correction_bounds=(0.7, 1.3), weighted_kl=True)
+    model, total = Bigram(), 0.0
+    for index in range(len(batch)):
+        one = batch.select([index])
+        columns = {name: torch.from_numpy(getattr(one, name)) for name in ("weights", "old_logprobs", "advantages")}
+        engine, reference = torch.from_numpy(one.behaviour_logprobs), torch.from_numpy(one.reference_logprobs)
+        logprobs = model(pad(one))[0]
+        ratio, a = torch.exp(logprobs - columns["old_logprobs"]), columns["advantages"]
+        surrogate = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.3) * a)
+        if expected is not None:
+            difference = columns["old_logprobs"] - engine
+            surrogate = surrogate * expected(torch.exp(difference.sum() if level == "sequence" else difference))
+        log_r = reference - logprobs
+        total = total + (columns["weights"] * (surrogate + BETA * ratio * (torch.exp(log_r) - 1 - log_r))).sum()
+    total.backward()
+    loss, gradient, _ = loss_and_gradient([batch], config)
+    assert loss == pytest.approx(total.item(), abs=1e-9)
+    np.testing.assert_allclose(gradient, model.table.grad.numpy(), atol=1e-9)
+
+
 def test_without_old_logprobs_the_first_pass_is_the_old_policy():
     batch = minibatch(1, [3, 5], "sequence_mean")
     model = Bigram()
