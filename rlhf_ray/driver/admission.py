@@ -70,7 +70,7 @@ class Admission:
 
     def resample(self, index: int) -> bool:
         """Whether a running group, complete but without signal, makes room for another; if not, it must be accepted."""
-        if index >= self.first_of_batch + (self.attempts - 1) * self.groups_per_batch:
+        if self.attempts == 1 or index >= self.first_of_batch + (self.attempts - 1) * self.groups_per_batch:
             return False
         self.running -= 1
         return True

@@ -45,7 +45,8 @@ class PpoLoop:
         self.demonstrations = demonstrations
         self.groups_per_batch = config.batch_size // config.samples_per_prompt
         dynamic = config.algorithm.dynamic_sampling
-        admission = state.admission(self.groups_per_batch, config.staleness, dynamic.max_attempts if dynamic else 1)
+        attempts = dynamic.max_attempts if dynamic is not None else 1
+        admission = state.admission(self.groups_per_batch, config.staleness, attempts)
         self.buffer = ExperienceBuffer(admission, config.samples_per_prompt, self.has_signal)
 
     async def run(self) -> None:

@@ -61,9 +61,9 @@ class AdmissionMachine(RuleBasedStateMachine):
     def resample(self, data: st.DataObject) -> None:
         """A group without signal makes room for another, or is accepted, by its index alone."""
         index = data.draw(st.sampled_from(self.admitted))
-        droppable = (
-            index < self.admission.first_of_batch + (self.admission.attempts - 1) * self.admission.groups_per_batch
-        )
+        admission = self.admission
+        end = admission.first_of_batch + (admission.attempts - 1) * admission.groups_per_batch
+        droppable = admission.attempts > 1 and index < end
         assert self.admission.resample(index) == droppable
         self.running -= droppable
 
@@ -142,6 +142,12 @@ def test_groups_without_signal_are_replaced_until_the_attempts_are_used_up():
     assert not admission.admit() and admission.dropped_since_batch == 0
     admission.publish(1)
     assert admission.admit() == [6, 7] and admission.resample(6), "the next batch has attempts of its own"
+
+
+def test_without_dynamic_sampling_no_group_is_replaced_however_old():
+    """With staleness, and after an interruption, groups are older than the batch that is being collected."""
+    admission = Admission(groups_per_batch=2, staleness=1, version=1, next_group=5, accepted=2, again=(3,))
+    assert admission.admit() == [3, 5, 6, 7] and not any(admission.resample(index) for index in (3, 5, 6, 7))
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.data())
