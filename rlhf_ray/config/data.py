@@ -7,19 +7,23 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.data.formats import Format
+
+SOURCES = ("demonstrations", "pairs", "rankings", "scores", "edits", "prompts")
+"""The sections of `data` that each name a source."""
 
 
 class SourceConfig(Section):
     """A file, or a data set of a hub."""
 
     location: str
-    """Path of a JSONL file, relative to the working directory; or a hub name where there is network."""
-    format: Literal["auto", "messages", "pairs", "prompts", "hh"] = "auto"
-    """TRL conversational `messages` or `prompt/chosen/rejected`, bare `prompts`, hh-rlhf transcripts; auto: by the first row."""
+    """Path of a JSONL, CSV or Parquet file, relative to the working directory; or a hub name where there is network."""
+    format: Format = "auto"
+    """How a row says what it says (`rlhf_ray.data.formats`); auto: by the first row's keys."""
     split: str = "train"
     """Split of a hub data set."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first so many records."""
+    """Read only the first so many records."""
 
 
 class SimulateConfig(Section):
@@ -52,20 +56,29 @@ class DataConfig(Section):
     """Dialogues for SFT (of pairs: the chosen side)."""
     pairs: SourceConfig | None = None
     """Choices for the reward model."""
+    rankings: SourceConfig | None = None
+    """Orders of several answers, for the reward model of kind rankings."""
+    scores: SourceConfig | None = None
+    """Marks, for the reward model of kind scores."""
+    edits: SourceConfig | None = None
+    """Corrected answers, for the reward model of kind pairs: the edited one is better."""
     prompts: SourceConfig | None = None
     """Prompts for PPO and evaluation (of dialogues: without the last answer)."""
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of each source kept from training, chosen by a hash of the prompt."""
     max_prompt_tokens: int = Field(256, ge=1)
-    """Longer prompts are left out and counted."""
+    """Most tokens of a prompt; see `too_long`."""
     max_dialogue_tokens: int = Field(512, ge=2)
-    """Longer demonstrations and pairs are left out and counted."""
+    """Most tokens of a demonstration, or of a prompt with an answer to it that somebody judged; see `too_long`."""
+    too_long: Literal["drop", "truncate", "fail"] = "drop"
+    """What has more tokens is left out, loses its oldest turns, or ends the run before it starts; always counted, and answers
+    are never cut."""
     on_malformed: Literal["fail", "quarantine"] = "fail"
     """A line that cannot be read ends the run before it starts, or is put aside with its number and reason."""
 
     @model_validator(mode="after")
     def _simulate_or_sources(self) -> DataConfig:
-        named = [name for name in ("demonstrations", "pairs", "prompts") if getattr(self, name) is not None]
+        named = [name for name in SOURCES if getattr(self, name) is not None]
         if self.simulate is not None and named:
             raise ValueError(f"data.simulate makes its own data; remove data.{', data.'.join(named)} or data.simulate")
         return self

@@ -63,7 +63,7 @@ class RunConfig(Section):
         needs |= {"ppo": ("prompts",), "evaluation": ("prompts",)}
         if self.data.simulate is None:
             for stage in self.stages:
-                if all(getattr(self.data, name, None) is None for name in needs[stage]):
+                if all(getattr(self.data, name) is None for name in needs[stage]):
                     sources = " or ".join(f"data.{name}" for name in needs[stage])
                     raise ValueError(f"stage {stage} reads {sources}, which is not set (nor is data.simulate)")
             if "ppo" in self.stages and self.ppo.algorithm.ptx is not None and self.data.demonstrations is None:

@@ -1,4 +1,4 @@
-"""Reads demonstrations, pairs and prompts from a file or a hub data set, in any format of formats.py.
+"""Reads records of any kind from a file or a hub data set, in any format of formats.py.
 
 Invariants: one row gives one record or is malformed, never half; malformed rows are fatal or quarantined by a setting,
 never silently lost; a source from which nothing can be read is an error whatever the setting.
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from rlhf_ray.data.formats import PARSERS, Format, detect_format
-from rlhf_ray.data.jsonl import Malformed, load_rows
-from rlhf_ray.data.records import Demonstration, Pair, PromptRecord
+from rlhf_ray.data.limits import Record
+from rlhf_ray.data.records import PromptRecord
+from rlhf_ray.data.rows import Malformed, load_rows
 from rlhf_ray.errors import InputError
 
 OnMalformed = Literal["fail", "quarantine"]
-Record = TypeVar("Record", Demonstration, Pair, PromptRecord)
+Kind = Literal["demonstrations", "pairs", "rankings", "scores", "edits", "prompts"]
 
 
 class DataError(InputError, ValueError):
@@ -27,7 +28,7 @@ class DataError(InputError, ValueError):
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[Record]):
+class Loaded:
     """What was read from one source."""
 
     records: tuple[Record, ...]
@@ -40,47 +41,43 @@ class Source:
     """Where to read, and how to treat what is malformed."""
 
     location: str | Path
-    """A JSONL file, or the name of a hub data set."""
+    """A JSONL, CSV or Parquet file, or the name of a hub data set."""
     format: Format = "auto"
     split: str = "train"
     """Only for hub data sets."""
+    limit: int | None = None
+    """Stop after so many records."""
     on_malformed: OnMalformed = "fail"
     quarantine: Path | None = None
     """Where malformed rows are written, with numbers and reasons; None: they are only counted."""
 
 
-def load_demonstrations(source: Source) -> Loaded[Demonstration]:
-    """Dialogues to imitate.
+def load(kind: Kind, source: Source) -> Loaded:
+    """All records of a kind that a source holds. Prompts get an id that is unique in the source.
 
     Raises FileNotFoundError where there is no such file; DataError where a line is malformed and that is fatal, or
     where nothing can be read.
     """
-    return _load(source, PARSERS["demonstrations"])
+    loaded = _load(source, PARSERS[kind])
+    return replace(loaded, records=tuple(_with_own_ids(loaded.records))) if kind == "prompts" else loaded
 
 
-def load_pairs(source: Source) -> Loaded[Pair]:
-    """Choices between two continuations. Raises as `load_demonstrations` does."""
-    return _load(source, PARSERS["pairs"])
-
-
-def load_prompts(source: Source) -> Loaded[PromptRecord]:
-    """Dialogues to answer, each with an id that is unique in the source. Raises as `load_demonstrations` does."""
-    loaded = _load(source, PARSERS["prompts"])
+def _with_own_ids(prompts: Iterable[PromptRecord]) -> Iterator[PromptRecord]:
     seen: Counter[str] = Counter()
-    records = []
-    for record in loaded.records:
-        seen[record.id] += 1
-        again = f"-{seen[record.id]}" if seen[record.id] > 1 else ""
-        records.append(replace(record, id=record.id + again))
-    return Loaded(tuple(records), loaded.quarantined)
+    for prompt in prompts:
+        seen[prompt.id] += 1
+        again = f"-{seen[prompt.id]}" if seen[prompt.id] > 1 else ""
+        yield replace(prompt, id=prompt.id + again)
 
 
-def _load(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Record]]) -> Loaded[Record]:
+def _load(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Record]]) -> Loaded:
     records: list[Record] = []
     malformed: list[Malformed] = []
     for found in _parsed(source, parsers):
         if not isinstance(found, Malformed):
             records.append(found)
+            if len(records) == source.limit:
+                break
         elif source.on_malformed == "fail":
             raise DataError(
                 f"{source.location}, line {found.number}: {found.reason}. "

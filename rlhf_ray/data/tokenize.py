@@ -1,28 +1,25 @@
 """From messages to token ids, by the tokenizer's own chat template.
 
 Invariants: a prompt's ids are a prefix of the ids of every dialogue that continues it, so what is trained on is what is
-generated from; loss falls on the assistant's turns only, the token that ends the turn included; nothing is ever
-truncated: what is too long is left out and counted.
+generated from; loss falls on the assistant's turns only, the token that ends the turn included; what is too long is
+treated as limits.py says.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.data.records import Demonstration, Message, Pair, PromptRecord
+from rlhf_ray.data.limits import Encoded, LengthLimit, fit
+from rlhf_ray.data.records import Demonstration, Message, PromptRecord
 from rlhf_ray.types import Prompt
 
-R = TypeVar("R")
-E = TypeVar("E")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dialogue:
     """A tokenised dialogue of L tokens."""
 
@@ -33,25 +30,6 @@ class Dialogue:
 
     def __len__(self) -> int:
         return len(self.token_ids)
-
-
-@dataclass(frozen=True)
-class DialoguePair:
-    """The two dialogues of a choice, whole: prompt and continuation."""
-
-    chosen: Dialogue
-    rejected: Dialogue
-
-    def __len__(self) -> int:
-        return max(len(self.chosen), len(self.rejected))
-
-
-@dataclass(frozen=True)
-class Encoded(Generic[E]):
-    """What fits, and how many items did not."""
-
-    items: tuple[E, ...]
-    too_long: int
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> np.ndarray:
@@ -87,37 +65,21 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
 
 
 def encode_demonstrations(
-    tokenizer: PreTrainedTokenizerBase, records: Iterable[Demonstration], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, records: Iterable[Demonstration], limit: LengthLimit
 ) -> Encoded[Dialogue]:
-    """Dialogues of at most `max_tokens`."""
-    return _fitting(records, lambda record: encode_dialogue(tokenizer, record.messages), len, max_tokens)
-
-
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, records: Iterable[Pair], max_tokens: int) -> Encoded[DialoguePair]:
-    """Pairs whose longer side has at most `max_tokens`."""
-
-    def encode(pair: Pair) -> DialoguePair:
-        sides = (encode_dialogue(tokenizer, pair.prompt + side) for side in (pair.chosen, pair.rejected))
-        return DialoguePair(*sides)
-
-    return _fitting(records, encode, len, max_tokens)
+    """Dialogues within the limit."""
+    return fit(records, lambda record: encode_dialogue(tokenizer, record.messages), len, limit)
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, records: Iterable[PromptRecord], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, records: Iterable[PromptRecord], limit: LengthLimit
 ) -> Encoded[Prompt]:
-    """Prompts of at most `max_tokens`, as the rest of the system takes them."""
+    """Prompts within the limit, as the rest of the system takes them."""
 
     def encode(record: PromptRecord) -> Prompt:
         return Prompt(record.id, encode_prompt(tokenizer, record.messages), record.messages, record.metadata)
 
-    return _fitting(records, encode, lambda prompt: len(prompt.token_ids), max_tokens)
-
-
-def _fitting(records: Iterable[R], encode: Callable[[R], E], length: Callable[[E], int], max_tokens: int) -> Encoded[E]:
-    encoded = [encode(record) for record in records]
-    fitting = tuple(item for item in encoded if length(item) <= max_tokens)
-    return Encoded(fitting, len(encoded) - len(fitting))
+    return fit(records, encode, lambda prompt: len(prompt.token_ids), limit)
 
 
 def _dialogue(token_ids: Sequence[int], mask: Sequence[int] | np.ndarray) -> Dialogue:

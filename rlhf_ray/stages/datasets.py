@@ -5,17 +5,15 @@ Invariant: what a stage trains on and what anything is measured on never share a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rlhf_ray.config.data import DataConfig, SourceConfig
-from rlhf_ray.data.readers import DataError, Loaded, Source, load_demonstrations, load_pairs, load_prompts
-from rlhf_ray.data.records import Demonstration, Pair, PromptRecord
+from rlhf_ray.config.data import SOURCES, DataConfig, SourceConfig
+from rlhf_ray.data.limits import Encoded, LengthLimit, Record
+from rlhf_ray.data.readers import DataError, Source, load
 from rlhf_ray.data.simulator import SimulatedData, Sizes, simulate
 from rlhf_ray.data.split import split_held_out
-from rlhf_ray.data.tokenize import Encoded
 
 Note = Callable[[str], None]
 """Is told what was left out of the data, and why."""
@@ -59,25 +57,37 @@ def load_datasets(config: DataConfig, folder: Path, seed: int, note: Note) -> Da
     """
     if config.simulate is not None:
         return _simulated(config, folder / "data", seed)
-    return Datasets(
-        _read(config, "demonstrations", load_demonstrations, lambda r: r.messages[:-1], folder, note),
-        _read(config, "pairs", load_pairs, lambda r: r.prompt, folder, note),
-        _read(config, "prompts", load_prompts, lambda r: r.messages, folder, note),
-    )
+    return Datasets(**{kind: _read(config, kind, folder, note) for kind in SOURCES})
 
 
-def fitting(encoded: Encoded, what: str, limit: str, note: Note) -> tuple:
-    """The items that fit; `note` is told how many do not.
+def prompt_limit(config: DataConfig) -> LengthLimit:
+    """Of prompts."""
+    return LengthLimit(config.max_prompt_tokens, config.too_long, "data.max_prompt_tokens")
+
+
+def dialogue_limit(config: DataConfig) -> LengthLimit:
+    """Of everything with answers in it."""
+    return LengthLimit(config.max_dialogue_tokens, config.too_long, "data.max_dialogue_tokens")
+
+
+def fitting(encoded: Encoded, what: str, limit: LengthLimit, note: Note) -> tuple:
+    """The items that fit; `note` is told how many do not, and how many lost turns.
 
     Raises:
-        DataError: none does.
+        DataError: none fits, or one does not and that is to end the run.
     """
-    if not encoded.items:
-        raise DataError(f"all {encoded.too_long} {what} are longer than {limit}; raise it, or use shorter ones")
-    if encoded.too_long:
-        note(
-            f"{encoded.too_long} of {encoded.too_long + len(encoded.items)} {what} are longer than {limit} and left out"
+    total = encoded.too_long + len(encoded.items)
+    if encoded.too_long and limit.too_long == "fail":
+        raise DataError(
+            f"{encoded.too_long} of {total} {what} are longer than {limit.key} {limit.tokens}, and data.too_long is fail; "
+            "raise the limit, or set data.too_long to drop or truncate"
         )
+    if not encoded.items:
+        raise DataError(f"all {total} {what} are longer than {limit.key} {limit.tokens}; raise it, or use shorter ones")
+    if encoded.too_long:
+        note(f"{encoded.too_long} of {total} {what} are longer than {limit.key} and left out")
+    if encoded.shortened:
+        note(f"{encoded.shortened} of {total} {what} lost their oldest turns to fit {limit.key}")
     return encoded.items
 
 
@@ -85,33 +95,40 @@ def _simulated(config: DataConfig, folder: Path, seed: int) -> Datasets:
     sizes = Sizes(**{field.name: getattr(config.simulate, field.name) for field in fields(Sizes)})
     # Simulated data appears whole or not at all, so an earlier attempt's is complete and, by the seed, the same.
     data = SimulatedData.at(folder) if folder.is_dir() else simulate(folder, seed, sizes)
-    demonstrations: Sequence[Demonstration] = load_demonstrations(Source(data.demonstrations)).records
-    pairs: Sequence[Pair] = load_pairs(Source(data.pairs)).records
-    prompts: Sequence[PromptRecord] = load_prompts(Source(data.prompts)).records
-    train, held_out = split_held_out(demonstrations, lambda r: r.messages[:-1], config.held_out_fraction)
-    return Datasets(
-        Split(tuple(train), tuple(held_out)),
-        Split(pairs, load_pairs(Source(data.held_out_pairs)).records),
-        Split(prompts, load_prompts(Source(data.held_out_prompts)).records),
-    )
+    held_out = {"pairs": data.held_out_pairs, "prompts": data.held_out_prompts}
+    splits = {}
+    for kind in SOURCES:
+        records = load(kind, Source(getattr(data, kind))).records
+        if kind in held_out:
+            splits[kind] = Split(records, load(kind, Source(held_out[kind])).records)
+        else:
+            splits[kind] = _split(records, kind, config.held_out_fraction)
+    return Datasets(**splits)
 
 
-def _read(
-    config: DataConfig, kind: str, load: Callable[[Source], Loaded], prompt_of: Callable, folder: Path, note: Note
-) -> Split | None:
+def _read(config: DataConfig, kind: str, folder: Path, note: Note) -> Split | None:
     source: SourceConfig | None = getattr(config, kind)
     if source is None:
         return None
     quarantine = folder / "data" / f"quarantined_{kind}.jsonl"
-    location = Source(source.location, source.format, source.split, config.on_malformed, quarantine)
-    loaded = load(location)
+    loaded = load(
+        kind, Source(source.location, source.format, source.split, source.limit, config.on_malformed, quarantine)
+    )
     if loaded.quarantined:
         note(f"{loaded.quarantined} malformed lines of {source.location} are left out; see data/{quarantine.name}")
-    records = tuple(itertools.islice(loaded.records, source.limit))
-    train, held_out = split_held_out(records, prompt_of, config.held_out_fraction)
-    if not train or not held_out:
+    split = _split(loaded.records, kind, config.held_out_fraction)
+    if not split.train or not split.held_out:
         raise DataError(
-            f"data.{kind}: {len(records)} records of {source.location} leave {len(train)} for training and {len(held_out)} "
-            "held out; both need at least one: add records, or change data.held_out_fraction"
+            f"data.{kind}: {len(loaded.records)} records of {source.location} leave {len(split.train)} for training and "
+            f"{len(split.held_out)} held out; both need at least one: add records, or change data.held_out_fraction"
         )
+    return split
+
+
+def _split(records: Sequence[Record], kind: str, fraction: float) -> Split:
+    train, held_out = split_held_out(records, _PROMPT_OF.get(kind, lambda record: record.prompt), fraction)
     return Split(tuple(train), tuple(held_out))
+
+
+_PROMPT_OF = {"demonstrations": lambda record: record.messages[:-1], "prompts": lambda record: record.messages}
+"""For other kinds it is the record's `prompt`."""

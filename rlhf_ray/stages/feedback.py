@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.reward_model import RewardModelConfig
+from rlhf_ray.data.limits import Encoded, LengthLimit, fit
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Messages, Pair, Ranking, Scored
-from rlhf_ray.data.tokenize import Encoded, encode_dialogue
+from rlhf_ray.data.tokenize import encode_dialogue
 from rlhf_ray.models.reward_heads import MEAN_OF_GROUPS, RewardHeads
 
 Feedback = Pair | Ranking | Scored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Element:
     """One label and the sequences that it is about."""
 
@@ -33,6 +34,10 @@ class Element:
     labels: np.ndarray
     """float32 [sequences, k], see `learner.reward_objectives`."""
     weight: float
+
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(map(len, self.sequences))
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,10 @@ class Lesson:
         return {name: number for number, name in enumerate(self.annotators, start=1)}
 
     def encode(
-        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Feedback], max_tokens: int
+        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Feedback], limit: LengthLimit
     ) -> Encoded[Element]:
-        """Elements all of whose sequences have at most `max_tokens`; what says nothing is no element."""
-        items = [self._element(tokenizer, record) for record in records if self._concerns(record)]
-        fitting = tuple(item for item in items if max(len(s) for s in item.sequences) <= max_tokens)
-        return Encoded(fitting, len(items) - len(fitting))
+        """Elements all of whose sequences are within the limit; what says nothing is no element."""
+        return fit(filter(self._concerns, records), partial(self._element, tokenizer), Element.longest, limit)
 
     def _concerns(self, record: Feedback) -> bool:
         """Whether a record says anything that is learned: not if its weight is 0, or its marks are of other aspects."""

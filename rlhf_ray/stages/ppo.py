@@ -21,7 +21,7 @@ from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.saving import replace_folder
-from rlhf_ray.stages.datasets import Split, fitting
+from rlhf_ray.stages.datasets import Split, dialogue_limit, fitting, prompt_limit
 from rlhf_ray.telemetry.events import EventLog
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -46,8 +46,9 @@ async def run_ppo(
     `data` are prompts; `demonstrations` are read where the config has a `ptx`.
     """
     tokenizer = load_tokenizer(model)
-    encoded = encode_prompts(tokenizer, data.train, config.data.max_prompt_tokens)
-    prompts = fitting(encoded, "prompts", "data.max_prompt_tokens", lambda message: events.emit("drop", message))
+    limit = prompt_limit(config.data)
+    encoded = encode_prompts(tokenizer, data.train, limit)
+    prompts = fitting(encoded, "prompts", limit, lambda message: events.emit("drop", message))
     source = PromptSource(prompts, config.name, config.seed, config.ppo.samples_per_prompt)
     state = TrainingState.initial(config.ppo.algorithm.kl)
     if found is not None:
@@ -68,8 +69,8 @@ async def run_ppo(
 def _demonstrations(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Split, events: EventLog
 ) -> DemonstrationSource:
-    encoded = encode_demonstrations(tokenizer, data.train, config.data.max_dialogue_tokens)
-    limit = "data.max_dialogue_tokens"
+    limit = dialogue_limit(config.data)
+    encoded = encode_demonstrations(tokenizer, data.train, limit)
     items = fitting(encoded, "demonstrations", limit, lambda message: events.emit("drop", message))
     packed = pack_sequences([item.token_ids for item in items], [item.loss_mask for item in items])
     return DemonstrationSource(packed, config.seed)

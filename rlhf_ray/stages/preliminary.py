@@ -14,7 +14,7 @@ from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_tokenizer, local_folder
 from rlhf_ray.models.tiny import build_tiny_model
-from rlhf_ray.stages.datasets import Datasets, Note, Split, fitting
+from rlhf_ray.stages.datasets import Datasets, Note, Split, dialogue_limit, fitting
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -31,9 +31,9 @@ def base_model(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
 
 def run_sft(config: RunConfig, folder: RunFolder, model: str, data: Split, note: Note) -> None:
     """Fine-tune on demonstrations; the loss is on the assistant's turns."""
-    tokenizer, limit = load_tokenizer(model), config.data.max_dialogue_tokens
+    tokenizer, limit = load_tokenizer(model), dialogue_limit(config.data)
     batches = [
-        _dialogues(fitting(encode_demonstrations(tokenizer, records, limit), "demonstrations", _LIMIT, note))
+        _dialogues(fitting(encode_demonstrations(tokenizer, records, limit), "demonstrations", limit, note))
         for records in (data.train, data.held_out)
     ]
     run_supervised(SupervisedJob("sft", folder, model, config.sft, LanguageTask(), config.seed), *batches)
@@ -59,9 +59,6 @@ class LanguageTask:
 
     def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> None:
         """nothing to write."""
-
-
-_LIMIT = "data.max_dialogue_tokens"
 
 
 def _dialogues(items: tuple[Dialogue, ...]) -> Batch:

@@ -25,7 +25,7 @@ from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_reward_model, load_tokenizer
-from rlhf_ray.stages.datasets import Datasets, Note, Split, fitting
+from rlhf_ray.stages.datasets import Datasets, Note, Split, dialogue_limit, fitting
 from rlhf_ray.stages.feedback import Feedback, Lesson, pack_elements, pair_of_edit, plan_lesson
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.telemetry.run_folder import RunFolder
@@ -36,9 +36,9 @@ def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Dat
     settings, tokenizer = config.reward_model, load_tokenizer(model)
     records = feedback(settings, data)
     lesson = plan_lesson(settings, records.train)
-    limit = config.data.max_dialogue_tokens
+    limit = dialogue_limit(config.data)
     batches = [
-        pack_elements(fitting(lesson.encode(tokenizer, part, limit), settings.kind, "data.max_dialogue_tokens", note))
+        pack_elements(fitting(lesson.encode(tokenizer, part, limit), settings.kind, limit, note))
         for part in (records.train, records.held_out)
     ]
     job = SupervisedJob("reward_model", folder, model, settings, RewardTask(settings, lesson), config.seed)

@@ -23,7 +23,7 @@ from rlhf_ray.placement import Placement, plan_placement
 from rlhf_ray.stages import evaluation
 from rlhf_ray.stages.checks import check_run
 from rlhf_ray.stages.cluster import connect
-from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets
+from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
 from rlhf_ray.stages.preliminary import base_model, run_sft
 from rlhf_ray.stages.reward_model import run_reward_model
@@ -139,9 +139,9 @@ async def _evaluate(current: Run, roles: Roles) -> None:
     """Answer held-out prompts with every policy there is, and write what came of it."""
     config, folder = current.config, current.folder
     tokenizer = load_tokenizer(current.start)
-    limit = config.data.max_prompt_tokens
+    limit = prompt_limit(config.data)
     encoded = encode_prompts(tokenizer, current.data.prompts.held_out, limit)
-    prompts = fitting(encoded, "held-out prompts", "data.max_prompt_tokens", current.note)
+    prompts = fitting(encoded, "held-out prompts", limit, current.note)
     prompts = prompts[: config.evaluation.prompts]
     utility = config.evaluation.utility or (SIMULATED_UTILITY if config.data.simulate else None)
     policies = {"base": current.base, "sft": current.start, "ppo": str(folder.policy)}

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from rlhf_ray.data.jsonl import load_rows
-from rlhf_ray.data.readers import DataError, Source, load_demonstrations, load_pairs, load_prompts
+from rlhf_ray.data.readers import DataError, Source, load
+from rlhf_ray.data.rows import load_rows
 
 ASK = {"role": "user", "content": "Where is it?"}
 GOOD = {"role": "assistant", "content": "On its way."}
@@ -30,32 +30,32 @@ def write(tmp_path):
 
 def test_a_pairs_file_gives_pairs_demonstrations_and_prompts(write):
     path = write(PAIR)
-    [pair] = load_pairs(Source(path)).records
+    [pair] = load("pairs", Source(path)).records
     assert (pair.prompt, pair.chosen, pair.rejected) == ((ASK,), (GOOD,), (BAD,))
     assert (pair.annotator, pair.group, pair.metadata) == ("a1", "clerk", {"k": 1})
-    assert load_demonstrations(Source(path)).records[0].messages == (ASK, GOOD)
-    assert load_prompts(Source(path)).records[0].messages == (ASK,)
+    assert load("demonstrations", Source(path)).records[0].messages == (ASK, GOOD)
+    assert load("prompts", Source(path)).records[0].messages == (ASK,)
 
 
 def test_a_messages_file_gives_demonstrations_and_prompts_but_no_pairs(write):
     path = write({"messages": [ASK, GOOD]})
-    assert load_demonstrations(Source(path)).records[0].messages == (ASK, GOOD)
-    assert load_prompts(Source(path, format="messages")).records[0].messages == (ASK,)
+    assert load("demonstrations", Source(path)).records[0].messages == (ASK, GOOD)
+    assert load("prompts", Source(path, format="messages")).records[0].messages == (ASK,)
     with pytest.raises(DataError, match="format messages holds no such records; those that do are pairs, hh"):
-        load_pairs(Source(path))
+        load("pairs", Source(path))
 
 
 def test_an_hh_file_is_detected_and_parsed(write):
     path = write(HH)
-    [pair] = load_pairs(Source(path)).records
+    [pair] = load("pairs", Source(path)).records
     assert pair.prompt == ({"role": "user", "content": "Hi"},)
     assert pair.rejected == ({"role": "assistant", "content": "Go away"},)
-    assert load_demonstrations(Source(str(path))).records[0].messages[-1]["content"] == "Hello"
+    assert load("demonstrations", Source(str(path))).records[0].messages[-1]["content"] == "Hello"
 
 
 def test_prompt_ids_are_stable_and_unique(write):
-    records = load_prompts(Source(write({"prompt": [ASK]}, {"prompt": [ASK]}, {"id": 7, "prompt": [ASK]}))).records
-    again = load_prompts(Source(write({"prompt": [ASK]}, name="other.jsonl"))).records
+    records = load("prompts", Source(write({"prompt": [ASK]}, {"prompt": [ASK]}, {"id": 7, "prompt": [ASK]}))).records
+    again = load("prompts", Source(write({"prompt": [ASK]}, name="other.jsonl"))).records
     assert len({record.id for record in records}) == 3
     assert records[0].id == again[0].id
     assert records[2].id == "7"
@@ -67,7 +67,7 @@ def test_prompt_ids_are_stable_and_unique(write):
         ("{not json", "not JSON: Expecting property name.* column 2"),
         ("[1]", "not a JSON object but list"),
         ({"prompt": [ASK], "chosen": [GOOD]}, "no key 'rejected'"),
-        (PAIR | {"chosen": "text"}, "chosen must be a list of at least one turn, not 'text'"),
+        (PAIR | {"chosen": 5}, "chosen must be a list of at least one turn, not 5"),
         (PAIR | {"chosen": [ASK]}, "chosen must end with a turn of the assistant"),
         (PAIR | {"prompt": [ASK, GOOD]}, "prompt must end with a turn to answer"),
         (
@@ -81,9 +81,9 @@ def test_prompt_ids_are_stable_and_unique(write):
 def test_a_malformed_line_is_fatal_with_its_number_or_quarantined(write, tmp_path, line, reason):
     path = write(PAIR, "", line, PAIR)
     with pytest.raises(DataError, match=rf"data.jsonl, line 3: {reason}"):
-        load_pairs(Source(path))
+        load("pairs", Source(path))
     quarantine = tmp_path / "run" / "quarantine.jsonl"
-    loaded = load_pairs(Source(path, on_malformed="quarantine", quarantine=quarantine))
+    loaded = load("pairs", Source(path, on_malformed="quarantine", quarantine=quarantine))
     assert (len(loaded.records), loaded.quarantined) == (2, 1)
     [bad] = [json.loads(text) for text in quarantine.read_text(encoding="utf-8").splitlines()]
     assert bad["line"] == 3
@@ -93,16 +93,16 @@ def test_a_malformed_line_is_fatal_with_its_number_or_quarantined(write, tmp_pat
 def test_bytes_that_are_no_text_cost_one_line(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"prompt": "\xff"}\n' + json.dumps({"prompt": [ASK]}).encode() + b"\n")
-    loaded = load_prompts(Source(path, on_malformed="quarantine", quarantine=tmp_path / "bad.jsonl"))
+    loaded = load("prompts", Source(path, on_malformed="quarantine", quarantine=tmp_path / "bad.jsonl"))
     assert (len(loaded.records), loaded.quarantined) == (1, 1)
     assert "not UTF-8" in (tmp_path / "bad.jsonl").read_text(encoding="utf-8")
 
 
 def test_nothing_readable_is_an_error_whatever_the_setting(write):
     with pytest.raises(DataError, match="is empty"):
-        load_pairs(Source(write("", " ")))
+        load("pairs", Source(write("", " ")))
     with pytest.raises(DataError, match="all 2 lines are malformed; line 1: unknown format: keys .'text'.; known are"):
-        load_pairs(Source(write({"text": "x"}, "nonsense"), on_malformed="quarantine"))
+        load("pairs", Source(write({"text": "x"}, "nonsense"), on_malformed="quarantine"))
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "/missing"])

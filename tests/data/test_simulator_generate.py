@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.data.readers import Source, load_demonstrations, load_pairs, load_prompts
+from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.records import dialogue_key
 from rlhf_ray.data.simulator import PANEL, Sizes, pair_accuracy_ceiling, simulate, utility
 from rlhf_ray.data.simulator import generate as generate_module
@@ -48,8 +48,8 @@ def test_same_seed_same_bytes_in_processes_with_other_hash_seeds(tmp_path):
 
 
 def test_the_readers_read_what_the_simulator_writes(data):
-    demonstrations = load_demonstrations(Source(data.demonstrations)).records
-    pairs, prompts = load_pairs(Source(data.pairs)).records, load_prompts(Source(data.prompts)).records
+    demonstrations = load("demonstrations", Source(data.demonstrations)).records
+    pairs, prompts = load("pairs", Source(data.pairs)).records, load("prompts", Source(data.prompts)).records
     assert (len(demonstrations), len(pairs), len(prompts)) == (120, 120, 120)
     assert {record.annotator for record in demonstrations} <= {who.id for who in PANEL}
     assert all(utility(record.metadata, record.messages[-1]["content"]).total > -28 for record in demonstrations)
@@ -68,7 +68,7 @@ def test_held_out_dialogues_occur_in_no_training_file(data):
 
 
 def test_labels_agree_with_the_truth_about_as_often_as_noise_allows(data):
-    pairs = load_pairs(Source(data.pairs)).records
+    pairs = load("pairs", Source(data.pairs)).records
     right = [
         utility(pair.metadata, pair.chosen[-1]["content"]).total
         > utility(pair.metadata, pair.rejected[-1]["content"]).total

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_ray.data.records import Demonstration, Pair, PromptRecord
-from rlhf_ray.data.tokenize import encode_demonstrations, encode_dialogue, encode_pairs, encode_prompt, encode_prompts
+from rlhf_ray.data.limits import LengthLimit
+from rlhf_ray.data.records import Demonstration, PromptRecord
+from rlhf_ray.data.tokenize import encode_demonstrations, encode_dialogue, encode_prompt, encode_prompts
 from rlhf_ray.models.tiny import CHAT_TEMPLATE, train_tokenizer
 
 DIALOGUE = (
@@ -64,26 +65,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatc
 def test_what_is_too_long_is_counted_and_left_out_whole(tokenizer):
     short, long = Demonstration(DIALOGUE[:2]), Demonstration(DIALOGUE)
     limit = len(encode_dialogue(tokenizer, DIALOGUE)) - 1
-    encoded = encode_demonstrations(tokenizer, [long, short, long], limit)
+    encoded = encode_demonstrations(tokenizer, [long, short, long], LengthLimit(limit))
     assert encoded.too_long == 2
     assert [item.token_ids.tolist() for item in encoded.items] == [
         encode_dialogue(tokenizer, short.messages).token_ids.tolist()
     ]
-    assert encode_demonstrations(tokenizer, [long], limit + 1).too_long == 0
-
-
-def test_a_pair_is_as_long_as_its_longer_side(tokenizer):
-    wordy = ({"role": "assistant", "content": "It is on its way, and on its way it is, for so it is."},)
-    pair = Pair(DIALOGUE[:3], DIALOGUE[3:], wordy)
-    length = len(encode_dialogue(tokenizer, DIALOGUE[:3] + wordy))
-    assert encode_pairs(tokenizer, [pair], length - 1).too_long == 1
-    [item] = encode_pairs(tokenizer, [pair], length).items
-    assert len(item) == len(item.rejected) == length > len(item.chosen)
+    assert encode_demonstrations(tokenizer, [long], LengthLimit(limit + 1)).too_long == 0
 
 
 def test_prompts_keep_their_identity_and_metadata(tokenizer):
     record = PromptRecord("p1", DIALOGUE[:1], {"answer": 42})
-    [prompt] = encode_prompts(tokenizer, [record], 100).items
+    [prompt] = encode_prompts(tokenizer, [record], LengthLimit(100)).items
     assert (prompt.id, prompt.messages, prompt.metadata) == ("p1", DIALOGUE[:1], {"answer": 42})
     assert prompt.token_ids.tolist() == encode_prompt(tokenizer, DIALOGUE[:1]).tolist()
-    assert encode_prompts(tokenizer, [record], 3).too_long == 1
+    assert encode_prompts(tokenizer, [record], LengthLimit(3)).too_long == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.data.readers import Source, load_demonstrations, load_pairs, load_prompts
+from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.transcripts import parse_transcript, split_pair
 
 HARMLESS = Path(__file__).parents[2].parent / "shared" / "data" / "hh-rlhf-harmless" / "pairs.jsonl"
@@ -72,11 +72,11 @@ def test_pairs_without_a_shared_turn_or_a_difference_are_refused():
 @pytest.mark.skipif(not HARMLESS.exists(), reason="the hh-rlhf sample is not here")
 def test_real_transcripts(tmp_path):
     source = Source(HARMLESS, on_malformed="quarantine", quarantine=tmp_path / "bad.jsonl")
-    pairs, prompts = load_pairs(source), load_prompts(source)
+    pairs, prompts = load("pairs", source), load("prompts", source)
     lines = sum(1 for line in HARMLESS.open(encoding="utf-8") if line.strip())
     assert len(pairs.records) + pairs.quarantined == lines
     assert pairs.quarantined < 0.02 * lines
-    assert len(prompts.records) == len(pairs.records) <= len(load_demonstrations(source).records)
+    assert len(prompts.records) == len(pairs.records) <= len(load("demonstrations", source).records)
     assert max(len(pair.prompt) for pair in pairs.records) > 2
     for pair in pairs.records:
         assert pair.prompt[-1]["role"] == "user" and pair.chosen[-1]["role"] == pair.rejected[-1]["role"] == "assistant"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf_ray.config.data import DataConfig, SimulateConfig, SourceConfig
+from rlhf_ray.data.limits import Encoded, LengthLimit
 from rlhf_ray.data.readers import DataError
-from rlhf_ray.data.tokenize import Encoded
 from rlhf_ray.stages.datasets import Datasets, fitting, load_datasets
 
 SMALL = SimulateConfig(
@@ -144,7 +145,13 @@ def test_no_file(tmp_path):
 
 def test_what_does_not_fit_is_told():
     told = []
-    assert fitting(Encoded((1, 2), 5), "prompts", "data.max_prompt_tokens", told.append) == (1, 2)
-    assert told == ["5 of 7 prompts are longer than data.max_prompt_tokens and left out"]
-    with pytest.raises(DataError, match="data.max_prompt_tokens"):
-        fitting(Encoded((), 5), "prompts", "data.max_prompt_tokens", told.append)
+    limit = LengthLimit(9, key="data.max_prompt_tokens")
+    assert fitting(Encoded((1, 2), 5, shortened=1), "prompts", limit, told.append) == (1, 2)
+    assert told == [
+        "5 of 7 prompts are longer than data.max_prompt_tokens and left out",
+        "1 of 7 prompts lost their oldest turns to fit data.max_prompt_tokens",
+    ]
+    with pytest.raises(DataError, match="all 5 prompts are longer than data.max_prompt_tokens 9"):
+        fitting(Encoded((), 5), "prompts", limit, told.append)
+    with pytest.raises(DataError, match="5 of 7 prompts are longer .* data.too_long is fail"):
+        fitting(Encoded((1, 2), 5), "prompts", replace(limit, too_long="fail"), told.append)

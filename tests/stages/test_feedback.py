@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_ray.config.reward_model import GroupsConfig, ReliabilityConfig, RewardModelConfig
+from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Message, Pair, Ranking, Scored
 from rlhf_ray.models.loading import load_tokenizer
@@ -33,7 +34,7 @@ def tokenizer(tiny_model):
 
 def batch_of(tokenizer, config: RewardModelConfig, *records):
     lesson = plan_lesson(config, records)
-    return lesson, pack_elements(lesson.encode(tokenizer, records, 200).items)
+    return lesson, pack_elements(lesson.encode(tokenizer, records, LengthLimit(200)).items)
 
 
 def test_pairs(tokenizer):
@@ -84,7 +85,7 @@ def test_scores_are_standardised_by_the_training_marks(tokenizer):
 def test_what_does_not_fit_is_left_out_whole_and_counted(tokenizer):
     long = replace(PAIR, rejected=says("I am sorry. " * 40))
     encoded = plan_lesson(RewardModelConfig(), [PAIR, long]).encode(
-        tokenizer, [PAIR, long, replace(PAIR, weight=0.0)], 60
+        tokenizer, [PAIR, long, replace(PAIR, weight=0.0)], LengthLimit(60)
     )
     assert (len(encoded.items), encoded.too_long) == (1, 1)
 

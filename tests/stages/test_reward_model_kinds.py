@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.config import RunConfig, parse_config
-from rlhf_ray.data.readers import Source, load_pairs
+from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.records import Edit, Ranking, Scored
 from rlhf_ray.data.simulator import Sizes, simulate
 from rlhf_ray.models.heads import SequenceScores
@@ -58,7 +58,7 @@ def edit(row: dict[str, Any]) -> Edit:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Datasets:
     files = simulate(tmp_path_factory.mktemp("simulated") / "data", 0, SIZES)
-    pairs = Split(load_pairs(Source(files.pairs)).records, load_pairs(Source(files.held_out_pairs)).records)
+    pairs = Split(load("pairs", Source(files.pairs)).records, load("pairs", Source(files.held_out_pairs)).records)
     return Datasets(
         None,
         pairs,

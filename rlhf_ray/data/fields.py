@@ -1,0 +1,78 @@
+"""What every row format has in common: turns, from text or messages, and what a row says of itself.
+
+Invariants: plain text is the content of one turn, the user's in a prompt and the assistant's in an answer; a label's numbers
+are finite and in their range; whatever is wrong is a ValueError that names the key.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rlhf_ray.data.records import Messages, messages_of
+
+Row = dict[str, Any]
+
+
+def value_at(row: Row, *path: str) -> Any:
+    """`row[path[0]][path[1]]…`. Raises ValueError naming what is missing."""
+    value: Any = row
+    for depth, key in enumerate(path):
+        if not isinstance(value, dict) or key not in value:
+            where = ".".join(path[:depth]) or "the row"
+            seen = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"no key {key!r}; {where} has {seen}")
+        value = value[key]
+    return value
+
+
+def prompt_turns(value: Any, what: str = "prompt") -> Messages:
+    """A dialogue to answer, from a list of messages or the user's text."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    turns = messages_of(value, what)
+    if turns[-1]["role"] == "assistant":
+        raise ValueError(f"{what} must end with a turn to answer, not with the assistant's")
+    return turns
+
+
+def answer_turns(value: Any, what: str) -> Messages:
+    """What follows a prompt, from a list of messages, one message, or the assistant's text."""
+    if isinstance(value, str):
+        value = [{"role": "assistant", "content": value}]
+    if isinstance(value, dict):
+        value = [value]
+    return messages_of(value, what, ends_with="assistant")
+
+
+def about(row: Row) -> dict[str, Any]:
+    """Metadata, annotator and group; absent ones are left to the record's defaults."""
+    metadata = {} if row.get("metadata") is None else row["metadata"]
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata must be an object, not {type(metadata).__name__}")
+    return {"metadata": metadata, "annotator": _name(row, "annotator"), "group": _name(row, "group")}
+
+
+def label(row: Row) -> dict[str, Any]:
+    """`about`, and the label's weight."""
+    weight = number(row, "weight", at_least=0.0)
+    return {**about(row), "weight": 1.0 if weight is None else weight}
+
+
+def number(row: Row, key: str, at_least: float = -math.inf, at_most: float = math.inf) -> float | None:
+    """A finite number in its range; None where the row has none."""
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a number, not {value!r}") from None
+    if not math.isfinite(result) or not at_least <= result <= at_most:
+        raise ValueError(f"{key} must be a finite number from {at_least:g} to {at_most:g}, not {value!r}")
+    return result
+
+
+def _name(row: Row, key: str) -> str | None:
+    value = row.get(key)
+    return None if value is None or value == "" else str(value)

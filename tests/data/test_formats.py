@@ -1,0 +1,113 @@
+"""Every row format, as people have it in their files."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlhf_ray.data.formats import PARSERS, detect_format
+from rlhf_ray.data.records import Edit, Pair, Ranking, Scored
+
+ASK = {"role": "user", "content": "When does it come?"}
+GOOD, BAD = {"role": "assistant", "content": "On Monday."}, {"role": "assistant", "content": "Who knows."}
+LABEL = {"annotator": "ann", "group": "cooks", "weight": 2.0}
+
+
+def read(kind, row):
+    return PARSERS[kind][detect_format(row)](row)
+
+
+PAIR_ROWS = {
+    "conversational": {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]},
+    "plain": {"prompt": ASK["content"], "chosen": GOOD["content"], "rejected": BAD["content"]},
+    "implicit prompt": {"chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+    "hh": {"chosen": "\n\nHuman: When does it come?\n\nAssistant: On Monday.",
+           "rejected": "\n\nHuman: When does it come?\n\nAssistant: Who knows."},
+    "openai": {"input": {"messages": [ASK], "tools": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+    "edit": {"prompt": [ASK], "original": BAD["content"], "edited": GOOD["content"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", PAIR_ROWS.values(), ids=PAIR_ROWS)
+def test_a_choice_is_read_alike_from_every_format(row):
+    assert read("pairs", row | LABEL) == Pair((ASK,), (GOOD,), (BAD,), {}, "ann", "cooks", weight=2.0)
+    assert read("demonstrations", row).messages == (ASK, GOOD)
+    assert read("prompts", row).messages == (ASK,)
+
+
+@pytest.mark.parametrize(
+    ("said", "preference", "margin"),
+    [({}, 1.0, None), ({"preference": 0.7, "margin": 2}, 0.7, 2.0), ({"tie": True}, 0.5, None), ({"preference": 0}, 0.0, None)],
+)  # fmt: skip
+def test_soft_labels_ties_and_margins(said, preference, margin):
+    pair = read("pairs", PAIR_ROWS["plain"] | said)
+    assert (pair.preference, pair.margin) == (preference, margin)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASK, GOOD]},
+        {"prompt": ASK["content"], "completion": GOOD["content"]},
+        {"prompt": [ASK], "completion": [GOOD]},
+        {"question": ASK["content"], "answer": GOOD["content"]},
+    ],
+)
+def test_demonstrations(row):
+    assert read("demonstrations", row).messages == (ASK, GOOD)
+    assert read("prompts", row).messages == (ASK,)
+
+
+def test_the_reference_answer_and_other_columns_are_there_for_reward_functions():
+    assert read("prompts", {"question": "1 + 1?", "answer": "#### 2"}).metadata == {"answer": "#### 2"}
+    prompt = read("prompts", {"prompt": "1 + 1?", "solution": 2, "metadata": {"level": 1}, "group": "x"})
+    assert prompt.metadata == {"level": 1, "solution": 2}
+
+
+@pytest.mark.parametrize(
+    ("order", "ranks"),
+    [({"order": [1, 0, 2]}, (2, 1, 3)), ({"order": [[1], [0, 2]]}, (2, 1, 2)),
+     ({"order": [[0, 1], 2]}, (1, 1, 3)), ({"ranks": [2, 1, 2]}, (2, 1, 2))],
+)  # fmt: skip
+def test_rankings_with_ties(order, ranks):
+    row = {"prompt": [ASK], "responses": ["On Monday.", [BAD], GOOD], **order} | LABEL
+    assert read("rankings", row) == Ranking((ASK,), ((GOOD,), (BAD,), (GOOD,)), ranks, {}, "ann", "cooks", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("marks", "scores"),
+    [({"score": 3}, {"overall": 3.0}), ({"overall": 3, "aspects": {"tone": 1}}, {"overall": 3.0, "tone": 1.0}),
+     ({"scores": {"tone": 1, "truth": "2"}}, {"tone": 1.0, "truth": 2.0})],
+)  # fmt: skip
+def test_marks(marks, scores):
+    assert read("scores", {"prompt": [ASK], "response": "On Monday."} | marks) == Scored((ASK,), (GOOD,), scores)
+
+
+def test_edits():
+    assert read("edits", PAIR_ROWS["edit"]) == Edit((ASK,), (BAD,), (GOOD,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "reason"),
+    [
+        ("pairs", PAIR_ROWS["plain"] | {"preference": 1.2}, "preference must be a finite number from 0 to 1, not 1.2"),
+        ("pairs", PAIR_ROWS["plain"] | {"weight": "much"}, "weight must be a number, not 'much'"),
+        ("pairs", PAIR_ROWS["plain"] | {"chosen": ""}, r"chosen\[0\]\.content must be text"),
+        ("pairs", PAIR_ROWS["openai"] | {"input": {}}, "no key 'messages'; input has"),
+        ("pairs", {"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]}, "same dialogue"),
+        ("rankings", {"prompt": [ASK], "responses": ["a"], "order": [0]}, "at least two answers"),
+        ("rankings", {"prompt": [ASK], "responses": ["a", "b"], "order": [0, 0]}, "each of the responses 0 to 1 once"),
+        ("rankings", {"prompt": [ASK], "responses": ["a", "b"], "ranks": [1]}, "a place from 1 for each of the 2"),
+        ("scores", {"prompt": [ASK], "response": "a"}, "no mark"),
+        ("scores", {"prompt": [ASK], "response": "a", "score": float("nan")}, "score must be a finite number"),
+        ("edits", {"prompt": [ASK], "original": "a", "edited": "a"}, "the same answer"),
+        ("prompts", {"prompt": [ASK, GOOD]}, "must end with a turn to answer"),
+    ],
+)
+def test_what_is_wrong_is_named(kind, row, reason):
+    with pytest.raises(ValueError, match=reason):
+        read(kind, row)
+
+
+def test_an_unknown_format_lists_what_is_known():
+    with pytest.raises(ValueError, match=r"keys \['text'\]; known are .*chosen, rejected"):
+        detect_format({"text": "x"})
