@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from rlhf_ray.cli import run
+from rlhf_ray.cli import data, run
 from rlhf_ray.cli.app import app
 from rlhf_ray.errors import InputError
 
-__all__ = ["app", "main", "run"]
+__all__ = ["app", "data", "main", "run"]
 
 
 def main() -> None:

@@ -1,0 +1,192 @@
+"""What there is to know of a data file before anything trains on it: counts, lengths, duplicates, leaks, biases. Pure.
+
+Invariants: a file is read once for every kind of record that its format holds; texts are compared as they are and normalised
+(case, white space, punctuation), since a copy with another full stop leaks as much.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_ray.data.formats import PARSERS, Format, detect_format
+from rlhf_ray.data.limits import Record
+from rlhf_ray.data.readers import DataError
+from rlhf_ray.data.records import Demonstration, Edit, Messages, Pair, PromptRecord, Ranking, Scored
+from rlhf_ray.data.rows import Malformed, Row, load_rows
+
+_ORDER = ("pairs", "rankings", "scores", "edits", "demonstrations", "prompts")
+"""A format's main kind is the first of these that it holds: the others follow from it."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One source, read."""
+
+    format: Format
+    kinds: tuple[str, ...]
+    """Kinds of records that the format holds, the main one first."""
+    records: tuple[Record, ...]
+    """Of the main kind."""
+    malformed: tuple[Malformed, ...]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of texts, in characters or tokens."""
+
+    median: float
+    p95: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """Of choices between two."""
+
+    ties: int
+    soft: int
+    """Labels between a tie and a clear choice."""
+    conflicting: int
+    """Choices that another row contradicts: the same two answers, the other way round."""
+    longer_chosen: float | None
+    """Share of decided pairs with answers of different lengths whose longer one was chosen; ½ is no bias."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Everything that `data check` says of a source, for people and programs."""
+
+    format: Format
+    kinds: tuple[str, ...]
+    rows: int
+    """Readable ones."""
+    malformed: int
+    prompts: Lengths
+    """Characters."""
+    answers: Lengths | None
+    """Characters."""
+    repeated_prompts: int
+    """Rows whose prompt an earlier row has."""
+    repeated_rows: int
+    """Rows that say what an earlier row says."""
+    leaks: int | None
+    """Rows whose prompt, normalised, is in the other source, too."""
+    annotators: dict[str, int]
+    groups: dict[str, int]
+    pairs: PairFigures | None
+
+
+def read_all(location: str, format: Format = "auto", split: str = "train") -> Contents:
+    """All rows of a source as records of its main kind; malformed ones are kept as such.
+
+    Raises:
+        FileNotFoundError: there is no such file. DataError: there is no readable row at all.
+    """
+    records: list[Record] = []
+    malformed: list[Malformed] = []
+    for row in load_rows(location, split):
+        if isinstance(row, Row):
+            try:
+                format = detect_format(row.value) if format == "auto" else format
+                records.append(PARSERS[_kinds(format)[0]][format](row.value))
+            except ValueError as error:
+                malformed.append(Malformed(row.number, row.text, str(error)))
+        else:
+            malformed.append(row)
+    if not records:
+        first = f"; line {malformed[0].number}: {malformed[0].reason}" if malformed else ""
+        raise DataError(f"{location}: no readable row among {len(malformed)}{first}")
+    return Contents(format, _kinds(format), tuple(records), tuple(malformed))
+
+
+def check(contents: Contents, against: Contents | None = None) -> Check:
+    """The figures of a source, and what it shares with another one."""
+    records = contents.records
+    prompts = [prompt_of(record) for record in records]
+    answers = [_text(answer) for record in records for answer in answers_of(record)]
+    keys = Counter(_key(prompt) for prompt in prompts)
+    elsewhere = None if against is None else {_normalised(prompt_of(record)) for record in against.records}
+    return Check(
+        format=contents.format,
+        kinds=contents.kinds,
+        rows=len(records),
+        malformed=len(contents.malformed),
+        prompts=lengths([len(_text(prompt)) for prompt in prompts]),
+        answers=lengths([len(answer) for answer in answers]) if answers else None,
+        repeated_prompts=len(prompts) - len(keys),
+        repeated_rows=len(records) - len({_content(record) for record in records}),
+        leaks=None if elsewhere is None else sum(_normalised(prompt) in elsewhere for prompt in prompts),
+        annotators=_named(records, "annotator"),
+        groups=_named(records, "group"),
+        pairs=_pair_figures([r for r in records if isinstance(r, Pair)]) if contents.kinds[0] == "pairs" else None,
+    )
+
+
+def prompt_of(record: Record) -> Messages:
+    """What was to be answered."""
+    if isinstance(record, Demonstration):
+        return record.messages[:-1]
+    return record.messages if isinstance(record, PromptRecord) else record.prompt
+
+
+def answers_of(record: Record) -> tuple[Messages, ...]:
+    """What answers it, if anything."""
+    if isinstance(record, Demonstration):
+        return (record.messages[-1:],)
+    if isinstance(record, Pair):
+        return record.chosen, record.rejected
+    if isinstance(record, Ranking):
+        return record.responses
+    if isinstance(record, Edit):
+        return record.original, record.edited
+    return (record.response,) if isinstance(record, Scored) else ()
+
+
+def lengths(sizes: Sequence[int]) -> Lengths:
+    """Median, 95th percentile and maximum."""
+    return Lengths(float(np.median(sizes)), float(np.percentile(sizes, 95)), max(sizes))
+
+
+def _kinds(format: Format) -> tuple[str, ...]:
+    return tuple(kind for kind in _ORDER if format in PARSERS[kind])
+
+
+def _pair_figures(pairs: Sequence[Pair]) -> PairFigures:
+    choices = Counter((_key(p.prompt), _text(p.chosen), _text(p.rejected)) for p in pairs if p.preference > 0.5)
+    conflicting = sum(count for (prompt, one, other), count in choices.items() if (prompt, other, one) in choices)
+    decided = [p for p in pairs if p.preference != 0.5]
+    better = [(p.chosen, p.rejected) if p.preference > 0.5 else (p.rejected, p.chosen) for p in decided]
+    differences = np.asarray([len(_text(good)) - len(_text(bad)) for good, bad in better])
+    differing = differences[differences != 0]
+    longer = float((differing > 0).mean()) if len(differing) else None
+    soft = sum(p.preference not in (0.0, 0.5, 1.0) for p in pairs)
+    return PairFigures(len(pairs) - len(decided), soft, conflicting, longer)
+
+
+def _named(records: Iterable[Record], field: str) -> dict[str, int]:
+    names = Counter(name for record in records if (name := getattr(record, field, None)) is not None)
+    return dict(names.most_common())
+
+
+def _text(messages: Messages) -> str:
+    return "\n".join(turn["content"] for turn in messages)
+
+
+def _key(messages: Messages) -> tuple[tuple[str, str], ...]:
+    return tuple((turn["role"], turn["content"]) for turn in messages)
+
+
+def _content(record: Record) -> tuple:
+    """What a row says, without who said it and its id."""
+    said = (getattr(record, name, None) for name in ("preference", "ranks"))
+    marks = tuple(sorted(getattr(record, "scores", {}).items()))
+    return _key(prompt_of(record)), tuple(map(_key, answers_of(record))), *said, marks
+
+
+def _normalised(messages: Messages) -> str:
+    return " ".join(re.findall(r"\w+", _text(messages).casefold()))

@@ -1,0 +1,94 @@
+"""What `rlhf-ray data check` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.data.check import Check, Lengths, answers_of, prompt_of
+from rlhf_ray.data.limits import Record
+from rlhf_ray.data.rows import Malformed
+from rlhf_ray.data.tokenize import Dialogue
+from rlhf_ray.data.tokens import TokenCounts, dialogues
+from rlhf_ray.telemetry.console import console
+
+_SHOWN = 8
+"""Malformed lines and names that are listed; the rest is counted."""
+
+
+def print_check(name: str, result: Check, tokens: TokenCounts | None, malformed: Sequence[Malformed]) -> None:
+    """One table of figures, and the malformed lines."""
+    table = Table(title=name, title_justify="left", show_header=False)
+    for label, value in _figures(result, tokens):
+        table.add_row(label, value)
+    console.print(table)
+    for line in malformed[:_SHOWN]:
+        console.print(Text(f"line {line.number}: {line.reason}", style="red"))
+    if len(malformed) > _SHOWN:
+        console.print(f"… and {len(malformed) - _SHOWN} more malformed lines")
+
+
+def print_rows(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Records turn by turn; with a tokenizer token by token, those that would be learned underlined."""
+    for number, record in enumerate(records, start=1):
+        console.rule(f"row {number}", align="left")
+        if tokenizer is None:
+            for turns in (prompt_of(record), *answers_of(record)):
+                console.print(Text("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)))
+            continue
+        for dialogue in dialogues(tokenizer, record):
+            console.print(Text.assemble(*_marked(tokenizer, dialogue)))
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
+    """Runs of tokens with their style; decoded together, since one letter can be several tokens."""
+    for learned, run in groupby(zip(dialogue.token_ids.tolist(), dialogue.loss_mask, strict=True), itemgetter(1)):
+        yield tokenizer.decode([token for token, _ in run]), "underline green" if learned else "dim"
+
+
+def _figures(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]:
+    rows = [
+        ("format", f"{result.format}: {', '.join(result.kinds)}"),
+        ("rows", f"{result.rows:,}" + (f", and {result.malformed:,} malformed" if result.malformed else "")),
+        ("prompts, characters", _lengths(result.prompts)),
+    ]
+    if result.answers is not None:
+        rows.append(("answers, characters", _lengths(result.answers)))
+    if tokens is not None:
+        rows += [
+            ("prompts, tokens", _lengths(tokens.prompts)),
+            ("dialogues, tokens", _lengths(tokens.dialogues)),
+            ("tokens that are learned", f"{tokens.learned:.1%}"),
+        ]
+        if tokens.too_long is not None:
+            rows.append(("above the limit", f"{tokens.too_long:,}"))
+    rows += [("repeated prompts", f"{result.repeated_prompts:,}"), ("repeated rows", f"{result.repeated_rows:,}")]
+    if result.leaks is not None:
+        rows.append(("prompts in the other source, too", f"{result.leaks:,}"))
+    for what, names in (("annotators", result.annotators), ("groups", result.groups)):
+        if names:
+            rows.append((f"{len(names)} {what}", _names(names)))
+    if result.pairs is not None:
+        pairs = result.pairs
+        rows += [
+            ("ties", f"{pairs.ties:,}"),
+            ("soft labels", f"{pairs.soft:,}"),
+            ("contradicted", f"{pairs.conflicting:,}"),
+        ]
+        if pairs.longer_chosen is not None:
+            rows.append(("the longer answer is chosen", f"{pairs.longer_chosen:.1%}"))
+    return rows
+
+
+def _lengths(values: Lengths) -> str:
+    return f"median {values.median:,.0f}, 95 % below {values.p95:,.0f}, longest {values.longest:,}"
+
+
+def _names(names: dict[str, int]) -> str:
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(names.items())[:_SHOWN])
+    return shown + (", …" if len(names) > _SHOWN else "")
