@@ -88,6 +88,10 @@ def _reinforce_plus_plus_baseline(batch: EstimatorInput) -> Advantages:
     return Advantages(advantages, returns=None)
 
 
+def _none(batch: EstimatorInput) -> Advantages:
+    return Advantages(batch.rewards.new_zeros(batch.rewards.shape), returns=None)
+
+
 ESTIMATORS = {
     "gae": AdvantageEstimator(needs_critic=True, needs_groups=False, compute=_gae),
     "rloo": AdvantageEstimator(False, True, _grouped(rloo), per_response=True),
@@ -95,4 +99,5 @@ ESTIMATORS = {
     "dr_grpo": AdvantageEstimator(False, True, _grouped(dr_grpo), per_response=True),
     "reinforce_plus_plus": AdvantageEstimator(False, False, _reinforce_plus_plus),
     "reinforce_plus_plus_baseline": AdvantageEstimator(False, True, _reinforce_plus_plus_baseline),
+    "none": AdvantageEstimator(False, False, _none),
 }

@@ -24,9 +24,11 @@ RESPONSE_ADVANTAGES = ("rloo", "grpo", "dr_grpo")
 class AlgorithmConfig(Section):
     """How rewards become gradients."""
 
-    advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"] = "gae"
+    advantage: Literal[
+        "gae", "rloo", "grpo", "dr_grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "none"
+    ] = "gae"
     """`gae` trains a value model (PPO); the others start none. All but `gae` and `reinforce_plus_plus` compare the samples
-    of one prompt."""
+    of one prompt. `none`: no reward, a teacher alone."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount per token, of `gae` and `reinforce_plus_plus`."""
     lam: float = Field(0.95, ge=0, le=1)
@@ -109,6 +111,14 @@ class AlgorithmConfig(Section):
                 f"dynamic_sampling drops groups without signal, and advantage {name} finds signal without groups; it is for "
                 f"{', '.join(GROUP_ADVANTAGES)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_reward_to_shape(self) -> AlgorithmConfig:
+        shaped = [name for name in ("missing_eos_penalty", "overlong") if getattr(self, name) is not None]
+        shaped += ["kl.placement: reward"] if self.kl.placement == "reward" else []
+        if self.advantage == "none" and shaped:
+            raise ValueError(f"advantage none reads no reward, which {', '.join(shaped)} would change; remove it")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,10 @@ from rlhf_ray.config.run import RunConfig
 MAY_CHANGE = (
     "folder", "stages", "cluster.*", "ppo.steps", "ppo.checkpoint.*", "ppo.placement.*", "evaluation.*",
     "*.workers.*", "*.micro_batch_tokens", "ppo.rollout.max_concurrent", "ppo.rollout.kv_cache_gb",
-    "ppo.rollout.gpu_memory_utilization", "ppo.rollout.weights.*", "ppo.reward.batch_tokens",
+    "ppo.rollout.gpu_memory_utilization", "ppo.rollout.weights.*", "ppo.reward.batch_tokens", "*.price", "*.price.*",
+    *(f"ppo.reward.{kind}.*.{key}" for kind in ("judges", "http") for key in (
+        "url", "api_key_env", "concurrency", "requests_per_minute", "timeout_s", "attempts", "backoff_s", "batch_size", "cache",
+    )),
 )  # fmt: skip
 """Keys that do not decide what is computed. (DeepSpeed itself refuses a checkpoint of another number of ranks.)"""
 
@@ -41,6 +44,8 @@ def check_unchanged(before: str, config: RunConfig) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {prefix: value}
     result: dict[str, Any] = {}

@@ -118,7 +118,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
     # Values of the environment may be secrets, in messages as in dumps.
-    hidden = isinstance(value, dict | BaseModel) or "env" in location
+    hidden = isinstance(value, dict | BaseModel) or {"env", "api_key_env", "url"} & set(location)
     shown = "" if hidden else f" (got {value!r})"
     return f"{key}: {message}{shown}"
 
@@ -127,6 +127,8 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     """Names of the fields of the section at a location."""
     section: type[BaseModel] = RunConfig
     for part in location:
+        if part.isdigit():  # a place in a list of sections
+            continue
         field = section.model_fields.get(part)
         if field is None:
             return []

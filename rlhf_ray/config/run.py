@@ -11,7 +11,8 @@ from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward_model import RewardModelConfig
-from rlhf_ray.config.stages import EvaluationConfig, PpoConfig, SupervisedConfig
+from rlhf_ray.config.stages import EvaluationConfig, PpoConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 
 Stage = Literal["sft", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[Stage, ...] = ("sft", "reward_model", "ppo", "evaluation")
@@ -119,7 +120,11 @@ class RunConfig(Section):
     def roles(self) -> dict[str, Workers]:
         """The PPO stage's actors by role."""
         ppo = self.ppo
-        roles = {"policy": ppo.policy.workers, "rollout": ppo.rollout.workers, "reward": ppo.reward.workers}
+        roles = {"policy": ppo.policy.workers, "rollout": ppo.rollout.workers}
+        if ppo.reward.has_sources:
+            roles["reward"] = ppo.reward.workers
+        if ppo.teacher is not None and ppo.teacher.mode == "advantage":
+            roles["teacher"] = ppo.teacher.workers
         if ppo.algorithm.kl.placement != "none":
             roles["reference"] = ppo.reference.workers
         if ppo.algorithm.needs_value_model:

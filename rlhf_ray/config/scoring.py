@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.judge import HttpSource, JudgeSource
 from rlhf_ray.config.resources import Workers, micro_batch_budget
 
 
@@ -60,16 +61,34 @@ class RewardConfig(ScorerConfig):
     """A reward model; null for none."""
     functions: list[RewardFunctionSource] = []
     """Python functions."""
+    judges: list[JudgeSource] = []
+    """Language models that compare or mark responses."""
+    http: list[HttpSource] = []
+    """Services that score responses."""
     on_error: Literal["fail", "drop"] = "fail"
     """A source that raises or returns NaN or the wrong number of scores ends the run, or drops those rollouts, recorded."""
     batch_tokens: int = Field(16384, ge=1)
     """Rollouts are sent to reward and reference workers as soon as this many tokens are ready."""
 
+    @property
+    def services(self) -> list[JudgeSource | HttpSource]:
+        """Sources that are asked over the network."""
+        return [*self.http, *self.judges]
+
+    @property
+    def has_sources(self) -> bool:
+        return self.model is not None or bool(self.functions or self.services)
+
+    @property
+    def needs_groups(self) -> bool:
+        """All responses to one prompt must be scored in one batch."""
+        return any(judge.needs_groups for judge in self.judges)
+
     @model_validator(mode="after")
-    def _some_source(self) -> RewardConfig:
-        names = [function.name for function in self.functions]
-        if self.model is None and not names:
-            raise ValueError("no source of reward: set reward.model, or add to reward.functions")
+    def _names_differ(self) -> RewardConfig:
+        names = [source.name for source in (*self.functions, *self.services)]
         if len(set(names)) != len(names) or "model" in names:
-            raise ValueError(f"the names of reward.functions must differ from each other and from 'model': {names}")
+            raise ValueError(
+                f"the names of reward.functions, judges and http must differ from each other and from 'model': {names}"
+            )
         return self

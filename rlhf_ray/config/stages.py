@@ -11,19 +11,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.scoring import RewardConfig, ScorerConfig
-
-
-class SupervisedConfig(Section):
-    """A supervised stage (SFT or reward model) on Ray Train with DeepSpeed."""
-
-    epochs: int = Field(1, ge=1)
-    """Passes over the data."""
-    batch_size: int = Field(64, ge=1)
-    """Dialogues (or pairs) of one optimizer step, over all ranks."""
-    learner: LearnerConfig = LearnerConfig()
-    """Ranks, precision, sharding, optimizer."""
-    evaluate_every: int = Field(50, ge=1)
-    """Optimizer steps between measurements on held-out data."""
+from rlhf_ray.config.teacher import TeacherConfig
 
 
 class PlacementConfig(Section):
@@ -31,7 +19,7 @@ class PlacementConfig(Section):
 
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement strategy for the bundles."""
-    colocate: list[list[Literal["rollout", "policy", "value", "reference", "reward"]]] = []
+    colocate: list[list[Literal["rollout", "policy", "value", "reference", "reward", "teacher"]]] = []
     """Roles that share a bundle per index, e.g. `[[rollout, policy]]` with gpus 0.5 each: two actors on one GPU."""
     timeout_s: float = Field(300.0, gt=0)
     """How long to wait for the cluster to make room."""
@@ -86,6 +74,8 @@ class PpoConfig(Section):
     """Scoring."""
     reference: ScorerConfig = ScorerConfig()
     """The frozen policy that the KL is measured from; started where a KL term needs it."""
+    teacher: TeacherConfig | None = None
+    """A larger model to learn from, beside the reward or instead of it."""
     placement: PlacementConfig = PlacementConfig()
     """Where the actors run."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -102,6 +92,28 @@ class PpoConfig(Section):
         if self.algorithm.needs_groups and self.samples_per_prompt < 2:
             raise ValueError(
                 f"advantage {self.algorithm.advantage} compares the responses to one prompt; set samples_per_prompt to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> PpoConfig:
+        rewarded, advantage = self.reward.has_sources, self.algorithm.advantage
+        if not rewarded and self.teacher is None:
+            raise ValueError(
+                "no source of reward: set reward.model, add to reward.functions, judges or http, or set teacher"
+            )
+        if not rewarded and advantage != "none":
+            raise ValueError(
+                f"there is a teacher and no reward, which advantage {advantage} would read: set it to none"
+            )
+        if rewarded and advantage == "none":
+            raise ValueError(
+                "algorithm.advantage none reads no reward, and reward has sources (reward.model: null is none)"
+            )
+        if self.reward.needs_groups and self.samples_per_prompt < 2:
+            raise ValueError(
+                "reward.judges: a pairwise judge without a reference compares the responses to one prompt; set "
+                "samples_per_prompt to 2 or more"
             )
         return self
 

@@ -1,12 +1,13 @@
 """Sources of reward. A further kind is a class with `name`, `weight` and `score`, built in `build_sources`.
 
-Invariant: a source answers with one finite number per rollout, in order, or raises `RewardError` naming itself and the rollouts.
+Invariant: a source answers with one finite number per rollout, in order, or says with a `RewardError` which it has none for.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,26 +16,20 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.batch import Batch, pack_sequences, pad
 from rlhf_ray.config.scoring import RewardConfig, RewardFunctionSource
-from rlhf_ray.errors import InputError
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model
 from rlhf_ray.models.reward_heads import normalisation
+from rlhf_ray.scoring.errors import RewardError
+from rlhf_ray.scoring.http import Background, Keys
+from rlhf_ray.scoring.http_reward import HttpReward
+from rlhf_ray.scoring.judge import JudgeReward
+from rlhf_ray.scoring.texts import response_texts
 from rlhf_ray.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float]]
-
-
-class RewardError(InputError, RuntimeError):
-    """A source of reward failed on some rollouts."""
-
-    def __init__(self, source: str, reason: str, rollout_ids: Sequence[str]) -> None:
-        super().__init__(source, reason, tuple(rollout_ids))
-        self.source, self.reason, self.rollout_ids = source, reason, tuple(rollout_ids)
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.rollout_ids[:3]) + (", …" if len(self.rollout_ids) > 3 else "")
-        return f"reward source {self.source!r}: {self.reason} (rollouts {shown})"
+NARROWING_CALLS = 64
+"""Calls of a function that raised on a batch, at most, to find out which rollouts it raises on."""
 
 
 class RewardSource(Protocol):
@@ -42,9 +37,11 @@ class RewardSource(Protocol):
 
     name: str
     weight: float
+    remote: bool
+    """`score` waits for a service, and may be called from several threads at the same time."""
 
-    def score(self, rollouts: Sequence[Rollout]) -> np.ndarray:
-        """float64 [n], finite."""
+    def score(self, rollouts: Sequence[Rollout]) -> Sequence[float | RewardError]:
+        """One finite number per rollout, or an error in its place."""
 
 
 class ModelReward:
@@ -54,6 +51,7 @@ class ModelReward:
     """
 
     name = "model"
+    remote = False
 
     def __init__(self, path: str, weight: float, config: RewardConfig, device: torch.device) -> None:
         group = config.model.group if config.model else None
@@ -62,7 +60,7 @@ class ModelReward:
         self.mean, self.std = normalisation(model.config)
         self.scorer = SequenceScores(model)
 
-    def score(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+    def score(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
         raw = score_sequences(self.scorer, sequences(rollouts), self.budget, self.device)
         return _checked(self.name, (raw - self.mean) / self.std, rollouts)
 
@@ -70,24 +68,42 @@ class ModelReward:
 class FunctionReward:
     """A Python function of prompts (messages), responses (text) and metadata."""
 
+    remote = False
+
     def __init__(self, source: RewardFunctionSource, tokenizer: PreTrainedTokenizerBase) -> None:
         self.name, self.weight = source.name, source.weight
         self.function = resolve_function(source.function)
         self.tokenizer = tokenizer
 
-    def score(self, rollouts: Sequence[Rollout]) -> np.ndarray:
-        responses = self.tokenizer.batch_decode([r.token_ids for r in rollouts], skip_special_tokens=True)
-        try:
-            scores = self.function(
-                prompts=[r.prompt.messages for r in rollouts],
-                responses=[text.strip() for text in responses],
-                metadata=[r.prompt.metadata for r in rollouts],
-            )
-            result = np.asarray(scores, dtype=np.float64)
-        except Exception as error:
-            # A user's function may raise anything; it is reported with the rollouts it was given.
-            raise RewardError(self.name, f"raised {type(error).__name__}: {error}", [r.id for r in rollouts]) from error
-        return _checked(self.name, result, rollouts)
+    def score(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
+        """Where the function raises, it is called again on halves, so that only the rollouts that it raises on are lost.
+
+        After `NARROWING_CALLS` calls whatever it still raises on is lost as it is.
+        """
+        calls_left = NARROWING_CALLS
+
+        def on(part: Sequence[Rollout]) -> list[float | RewardError]:
+            nonlocal calls_left
+            try:
+                return _checked(self.name, self._call(part), part)
+            except Exception as error:
+                # A user's function may raise anything; it is reported with the rollouts it was given.
+                if len(part) == 1 or calls_left < 2:
+                    reason = f"raised {type(error).__name__}: {error}"
+                    return [RewardError(self.name, reason, [r.id for r in part])] * len(part)
+            calls_left -= 2
+            middle = len(part) // 2
+            return on(part[:middle]) + on(part[middle:])
+
+        return on(rollouts)
+
+    def _call(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        scores = self.function(
+            prompts=[r.prompt.messages for r in rollouts],
+            responses=response_texts(self.tokenizer, rollouts),
+            metadata=[r.prompt.metadata for r in rollouts],
+        )
+        return np.asarray(scores, dtype=np.float64)
 
 
 def resolve_function(path: str) -> RewardFunction:
@@ -108,12 +124,26 @@ def resolve_function(path: str) -> RewardFunction:
 
 
 def build_sources(
-    config: RewardConfig, model_path: str | None, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    config: RewardConfig,
+    model_path: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    keys: Keys,
+    folder: Path,
 ) -> list[RewardSource]:
-    """The sources that a config names."""
+    """The sources that a config names; those that cost most come last, and are not asked about what others failed on.
+
+    Args:
+        keys: of the services.
+        folder: of the run, for what a source keeps.
+    """
     sources: list[RewardSource] = [FunctionReward(source, tokenizer) for source in config.functions]
     if config.model is not None and model_path is not None:
         sources.insert(0, ModelReward(model_path, config.model.weight, config, device))
+    if config.services:
+        background, workers = Background(), config.workers.count
+        sources += [HttpReward(source, tokenizer, keys, workers, background) for source in config.http]
+        sources += [JudgeReward(source, tokenizer, keys, workers, background, folder) for source in config.judges]
     return sources
 
 
@@ -134,12 +164,21 @@ def score_sequences(scorer: SequenceScores, batch: Batch, token_budget: int, dev
     return scores
 
 
-def _checked(name: str, scores: np.ndarray, rollouts: Sequence[Rollout]) -> np.ndarray:
+def numbers(answers: Sequence[float | RewardError]) -> np.ndarray:
+    """float64 [n]. Raises the first RewardError among the answers."""
+    for answer in answers:
+        if isinstance(answer, RewardError):
+            raise answer
+    return np.asarray(answers, dtype=np.float64)
+
+
+def _checked(name: str, scores: np.ndarray, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
     if scores.shape != (len(rollouts),):
         reason = f"returned shape {scores.shape} for {len(rollouts)} responses; one number for each is needed"
-        raise RewardError(name, reason, [r.id for r in rollouts])
+        return [RewardError(name, reason, [r.id for r in rollouts])] * len(rollouts)
     bad = ~np.isfinite(scores)
-    if bad.any():
-        reason = f"returned {scores[bad][0]} for {int(bad.sum())} of {len(rollouts)} responses; scores must be finite"
-        raise RewardError(name, reason, [r.id for r, b in zip(rollouts, bad, strict=True) if b])
-    return scores
+    if not bad.any():
+        return scores.tolist()
+    reason = f"returned {scores[bad][0]} for {int(bad.sum())} of {len(rollouts)} responses; scores must be finite"
+    error = RewardError(name, reason, [r.id for r, b in zip(rollouts, bad, strict=True) if b])
+    return [error if b else float(score) for score, b in zip(scores, bad, strict=True)]

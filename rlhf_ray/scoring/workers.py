@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from rlhf_ray.config.scoring import RewardConfig, ScorerConfig
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_tokenizer
-from rlhf_ray.scoring.sources import RewardError, build_sources, sequences
+from rlhf_ray.scoring.http import Keys
+from rlhf_ray.scoring.sources import RewardError, RewardSource, build_sources, sequences
+from rlhf_ray.scoring.usage import Usage
 from rlhf_ray.types import Rollout, Score
 
 
@@ -21,37 +25,49 @@ def _device(gpus: float) -> torch.device:
 
 
 class RewardWorker:
-    """All sources of reward, in one actor."""
+    """All sources of reward, in one actor. Calls from several threads wait for services at the same time."""
 
-    def __init__(self, config: RewardConfig, model_path: str | None, tokenizer_path: str) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        model_path: str | None,
+        tokenizer_path: str,
+        keys: Keys | None = None,
+        folder: str = ".",
+    ) -> None:
+        """`keys`: of the services, by the names of their variables; `folder`: of the run."""
         torch.set_num_threads(config.workers.threads)
-        tokenizer = load_tokenizer(tokenizer_path)
-        self.sources = build_sources(config, model_path, tokenizer, _device(config.workers.gpus))
+        tokenizer, device = load_tokenizer(tokenizer_path), _device(config.workers.gpus)
+        self.sources = build_sources(config, model_path, tokenizer, device, keys or {}, Path(folder))
+        self._here = threading.Lock()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
-        """One answer per rollout: a score, or why there is none.
-
-        A failing source costs only the rollouts it named; the others are asked for again without them.
-        """
+        """One answer per rollout: a score, or why there is none. A failing source costs the rollouts that it fails on."""
         failures: dict[str, RewardError] = {}
-        rest = list(rollouts)
-        while rest:
-            try:
-                scores = self._score(rest)
-                break
-            except RewardError as error:
-                failures |= dict.fromkeys(error.rollout_ids, error)
-                rest = [r for r in rest if r.id not in failures]
-        answers = failures | {r.id: s for r, s in zip(rest, scores if rest else [], strict=True)}
-        return [answers[r.id] for r in rollouts]
+        parts: dict[str, dict[str, float]] = {rollout.id: {} for rollout in rollouts}
+        for source in self.sources:
+            rest = [rollout for rollout in rollouts if rollout.id not in failures]
+            for rollout, answer in zip(rest, self._ask(source, rest), strict=True):
+                if isinstance(answer, RewardError):
+                    failures[rollout.id] = answer
+                else:
+                    parts[rollout.id][source.name] = float(answer)
+        return [failures.get(rollout.id) or self._total(parts[rollout.id]) for rollout in rollouts]
 
-    def _score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        parts = {source.name: source.score(rollouts) for source in self.sources}
-        total = sum(source.weight * parts[source.name] for source in self.sources)
-        return [
-            Score(float(total[i]), {name: float(values[i]) for name, values in parts.items()})
-            for i in range(len(rollouts))
-        ]
+    def usage(self) -> dict[str, Usage]:
+        """What each service was asked for since the last call."""
+        return {source.name: source.meter.take() for source in self.sources if source.remote}
+
+    def _ask(self, source: RewardSource, rollouts: Sequence[Rollout]) -> Sequence[float | RewardError]:
+        if not rollouts:
+            return []
+        if source.remote:
+            return source.score(rollouts)
+        with self._here:
+            return source.score(rollouts)
+
+    def _total(self, parts: dict[str, float]) -> Score:
+        return Score(sum(source.weight * parts[source.name] for source in self.sources), parts)
 
 
 class ReferenceWorker:

@@ -18,7 +18,7 @@ from rlhf_ray.config.scoring import RewardFunctionSource
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
 from rlhf_ray.driver.roles import Roles
-from rlhf_ray.scoring.sources import FunctionReward, RewardError
+from rlhf_ray.scoring.sources import FunctionReward, RewardError, numbers
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
@@ -58,7 +58,8 @@ async def answer(
     texts = [t.strip() for t in tokenizer.batch_decode([r.token_ids for r in rollouts], skip_special_tokens=True)]
     truth = None
     if utility is not None:
-        truth = FunctionReward(RewardFunctionSource(name="utility", function=utility), tokenizer).score(rollouts)
+        source = FunctionReward(RewardFunctionSource(name="utility", function=utility), tokenizer)
+        truth = numbers(source.score(rollouts))
     kl = None if references[0] is None else _mean_kl(rollouts, references)
     rewards = np.asarray([math.nan if isinstance(s, RewardError) else s.total for s in scores])
     return Answers(tuple(texts), np.asarray([len(r) for r in rollouts]), rewards, truth, kl)

@@ -50,5 +50,5 @@ def test_what_an_estimator_needs_is_known_before_and_checked_when_it_runs() -> N
     assert set(ESTIMATORS) == set(get_args(AlgorithmConfig.model_fields["advantage"].annotation))
     with pytest.raises(ValueError, match="critic"):
         estimator_named("gae").compute(batch())
-    with pytest.raises(ValueError, match="allowed: dr_grpo, gae, grpo, reinforce_plus_plus"):
+    with pytest.raises(ValueError, match="allowed: dr_grpo, gae, grpo, none, reinforce_plus_plus"):
         estimator_named("ppo")

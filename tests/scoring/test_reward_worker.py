@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.scoring import RewardConfig
 from rlhf_ray.models.loading import load_reward_model, load_scalar_model
 from rlhf_ray.models.reward_heads import RewardHeads
-from rlhf_ray.scoring.sources import RewardError, resolve_function
+from rlhf_ray.scoring.sources import NARROWING_CALLS, RewardError, resolve_function
 from rlhf_ray.scoring.workers import RewardWorker
 from rlhf_ray.types import Score
 
@@ -47,11 +48,10 @@ MISBEHAVIOUR = {
 def test_a_function_that_fails_on_all(reward_worker, rollouts, name, reason):
     answers = reward_worker(wanted=1.0, **{name: 1.0}).score(rollouts)
     assert all(isinstance(answer, RewardError) and answer.source == name for answer in answers)
-    assert (
-        reason in str(answers[0])
-        and f"reward source '{name}'" in str(answers[0])
-        and "p0/0, p1/0, p2/0, …" in str(answers[0])
-    )
+    text = str(answers[0])
+    alone = "raised" in reason or "convert" in reason
+    named = "(rollouts p0/0)" if alone else "(rollouts p0/0, p1/0, p2/0, …)"
+    assert reason in text and f"reward source '{name}'" in text and text.endswith(named)
 
 
 def test_only_the_failing_rollouts_are_lost(reward_worker, rollouts):
@@ -62,11 +62,28 @@ def test_only_the_failing_rollouts_are_lost(reward_worker, rollouts):
 
 
 def test_two_sources_that_fail_on_different_rollouts(reward_worker, rollouts):
-    """1/score fails while a rollout with score 0 (p2) is there; which one it was nobody can tell, so all are lost."""
+    """1/score raises on a batch with a score of 0 (p2), which is found and lost alone."""
     answers = reward_worker(nan_where_marked=1.0, raises_on_marked=1.0).score(rollouts)
     assert [answer.source for answer in answers[:2]] == ["nan_where_marked"] * 2
-    assert all(isinstance(answer, RewardError) and "ZeroDivisionError" in str(answer) for answer in answers[2:])
-    assert [score.total for score in reward_worker(raises_on_marked=1.0).score(rollouts[3:5])] == [1.0, 0.5]
+    assert "ZeroDivisionError" in str(answers[2]) and answers[2].rollout_ids == ("p2/0",)
+    assert [score.total for score in answers[3:]] == pytest.approx([1 + 1 / (i - 2) for i in range(3, 12)])
+
+
+def test_looking_for_what_raises_is_bounded(reward_worker, rollouts):
+    """Twenty of 240 raise: more than can be looked for, so some are lost with their neighbours, in no more calls than allowed."""
+    many = [replace(r, request=replace(r.request, sample_index=i)) for i in range(20) for r in rollouts]
+    worker = reward_worker(raises_on_marked=1.0)
+    (source,), calls = worker.sources, []
+    function = source.function
+    source.function = lambda **texts: calls.append(len(texts["responses"])) or function(**texts)
+    answers = worker.score(many)
+    assert len(calls) <= 1 + NARROWING_CALLS and max(calls) == calls[0] == len(many) == len(answers)
+    zeros = [r.prompt.metadata["score"] == 0 for r in many]
+    assert all(isinstance(answer, RewardError) for answer, zero in zip(answers, zeros, strict=True) if zero)
+    assert any(isinstance(answer, Score) for answer in answers)
+    calls.clear()
+    assert [isinstance(answer, RewardError) for answer in worker.score(rollouts)] == [i == 2 for i in range(12)]
+    assert len(calls) <= 1 + 2 * 4, "one in twelve: two calls for each halving"
 
 
 def test_a_model_that_answers_nan_is_an_error_too(reward_worker, rollouts, reward_model, tmp_path):
