@@ -40,10 +40,16 @@ class PolicyDiagnostics(Diagnostics):
     """Importance weights of the tokens, where they are corrected."""
     demonstrations: Summary = field(default_factory=Summary.empty)
     """Cross-entropy of the demonstrations' tokens, where there are some."""
+    teacher_kl: Summary = field(default_factory=Summary.empty)
+    """KL(policy || teacher) of each token's distribution, where a teacher is in the loss."""
 
     def metrics(self) -> dict[str, float]:
         """Entropy and KL in nats per token. `approx_kl` is k3 of KL(old || new)."""
-        optional = {"policy/correction_mean": self.correction, "policy/ptx_loss": self.demonstrations}
+        optional = {
+            "policy/correction_mean": self.correction,
+            "policy/ptx_loss": self.demonstrations,
+            "teacher/kl": self.teacher_kl,
+        }
         return {
             "policy/ratio_mean": self.ratio.mean,
             "policy/ratio_variance": self.ratio.variance,
@@ -62,10 +68,12 @@ def measure_policy(
     mask: Tensor,
     correction: Tensor | None = None,
     demonstrations: Tensor | None = None,
+    teacher_kl: Tensor | None = None,
 ) -> PolicyDiagnostics:
     """Of one part of a minibatch; all tensors of one shape.
 
-    `correction` are the importance weights of the tokens; `demonstrations` marks tokens that are no sampled ones.
+    `correction` are the importance weights of the tokens; `demonstrations` marks tokens that are no sampled ones;
+    `teacher_kl` is the exact KL from a teacher.
     """
     return PolicyDiagnostics(
         ratio=summarise(policy_loss.ratio, mask),
@@ -74,6 +82,7 @@ def measure_policy(
         entropy=summarise(entropy, mask),
         correction=_summary(correction, mask),
         demonstrations=_summary(None if demonstrations is None else -logprobs, demonstrations),
+        teacher_kl=_summary(teacher_kl, mask),
     )
 
 

@@ -52,8 +52,8 @@ class _TokenLogprobs(torch.autograd.Function):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logprobs = torch.empty(len(logits), dtype=dtype, device=logits.device)
         entropy = torch.empty_like(logprobs) if with_entropy else None
-        for rows in _chunks(logits):
-            table = torch.log_softmax(_scaled(logits[rows], temperature, dtype), dim=-1, dtype=dtype)
+        for rows in row_chunks(logits):
+            table = torch.log_softmax(scaled_logits(logits[rows], temperature, dtype), dim=-1, dtype=dtype)
             logprobs[rows] = table.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
             if entropy is not None:
                 table.clamp_(min=torch.finfo(dtype).min)  # because 0 * -inf, for a token that cannot be sampled, is NaN
@@ -71,8 +71,8 @@ class _TokenLogprobs(torch.autograd.Function):
         logits, targets = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        for rows in _chunks(logits):
-            scaled = _scaled(logits[rows], ctx.temperature, dtype)
+        for rows in row_chunks(logits):
+            scaled = scaled_logits(logits[rows], ctx.temperature, dtype)
             table: Tensor | float = 0.0
             if grad is not None:
                 table = _logprob_gradient(scaled, targets[rows], dtype, (grad[rows] / ctx.temperature).unsqueeze(1))
@@ -97,11 +97,12 @@ def _entropy_gradient(scaled: Tensor, dtype: torch.dtype) -> Tensor:
     return table.sub_(negative_entropy).mul_(probabilities).neg_()
 
 
-def _chunks(logits: Tensor) -> list[slice]:
+def row_chunks(logits: Tensor) -> list[slice]:
     """Ranges of rows of at most `CHUNK_ELEMENTS` elements, one row at least."""
     rows = max(1, CHUNK_ELEMENTS.get(logits.device.type, 2**26) // max(1, logits.shape[1]))
     return [slice(start, start + rows) for start in range(0, len(logits), rows)]
 
 
-def _scaled(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+def scaled_logits(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """`logits / temperature`; the logits themselves at 1, whatever their type."""
     return logits if temperature == 1.0 else logits.to(dtype) / temperature

@@ -20,9 +20,11 @@ import torch
 from rlhf_ray.batch import Batch, PaddedBatch, pack_sequences
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.config.teacher import TeacherConfig
 from rlhf_ray.learner import engine as deepspeed_engine
 from rlhf_ray.learner.objectives import policy_objective, value_objective
 from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
+from rlhf_ray.learner.teacher import FrozenTeacher, load_teacher
 from rlhf_ray.models.heads import TokenLogprobs, TokenValues
 from rlhf_ray.models.loading import load_causal_lm, load_scalar_model
 from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
@@ -44,6 +46,8 @@ class LearnerSpec:
     """Type of the weights that rollout workers receive."""
     seed: int = 0
     """For a freshly initialised value head."""
+    teacher: TeacherConfig | None = None
+    """Of the policy, with `mode: full_vocabulary`; its `model` is a folder."""
 
 
 class Learner:
@@ -52,6 +56,7 @@ class Learner:
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         self.spec, self.rank, self.world_size = spec, rank, world_size
         self.use_gpu = spec.config.workers.gpus > 0
+        self.teacher: FrozenTeacher | None = None
         deepspeed_engine.prepare_process(spec.config.workers.threads, self.use_gpu)
 
     def rendezvous(self) -> tuple[str, int]:
@@ -65,6 +70,8 @@ class Learner:
         deepspeed_engine.join_group(self.rank, self.world_size, master, port, self.use_gpu)
         wrapped = deepspeed_engine.build(self._load, self.spec.config)
         self.model = ShardedModel(wrapped, self.spec.config, self.rank, self.world_size)
+        if self.spec.teacher is not None:
+            self.teacher = load_teacher(self.spec.teacher, self.spec.config, self.model.device)
 
     def evaluate(self, batch: Batch, micro_batches: list[np.ndarray]) -> np.ndarray:
         """float32 [M], in the order of the micro-batches: log-probabilities (policy) or values (value) of the targets."""
@@ -73,7 +80,10 @@ class Learner:
     def update(self, batch: Batch, micro_batches: list[np.ndarray], learning_rate: float, beta: float) -> StepResult:
         """One optimizer step on this rank's share of a minibatch; `beta` is the coefficient of a KL term in the loss."""
         algorithm = self.spec.algorithm
-        objective = policy_objective(algorithm, beta) if self.spec.role == "policy" else value_objective(algorithm)
+        if self.spec.role == "value":
+            objective = value_objective(algorithm)
+        else:
+            objective = policy_objective(algorithm, beta, self.teacher)
         return self.model.step(batch, micro_batches, objective, learning_rate)
 
     def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:

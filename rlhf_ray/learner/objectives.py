@@ -23,12 +23,14 @@ from rlhf_ray.algorithms.summary import Summary, summarise
 from rlhf_ray.algorithms.value_loss import ppo_value_loss
 from rlhf_ray.batch import Batch, PaddedBatch
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.learner.teacher import FrozenTeacher
 
 Objective = Callable[[nn.Module, PaddedBatch, Batch], tuple[Tensor, Diagnostics]]
 
 
-def policy_objective(algorithm: AlgorithmConfig, beta: float) -> Objective:
-    """The configured policy loss with its correction, minus the entropy bonus, plus the KL term (coefficient `beta`).
+def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTeacher | None = None) -> Objective:
+    """The configured policy loss with its correction, minus the entropy bonus, plus the KL term (coefficient `beta`), plus
+    the KL of each token's whole distribution from a teacher's.
 
     In a batch with demonstrations their tokens have a cross-entropy and nothing else.
     """
@@ -37,7 +39,10 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float) -> Objective:
     clip = Clip(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
 
     def objective(model: nn.Module, padded: PaddedBatch, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        logprobs, entropy = model(padded, entropy=True)
+        if teacher is None:
+            (logprobs, entropy), distance = model(padded, entropy=True), None
+        else:
+            logprobs, entropy, distance = model(padded, entropy=True, teacher_logits=teacher.logits(padded))
         column = _columns(batch, logprobs.device)
         demonstrated = None if batch.ptx_weights is None else column("ptx_weights") > 0
         mask = torch.ones_like(logprobs, dtype=torch.bool) if demonstrated is None else ~demonstrated
@@ -61,10 +66,12 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float) -> Objective:
         if (kl := algorithm.kl).placement == "loss":
             weigh_by = old if kl.importance_weighted else None
             loss = loss + beta * kl_loss(kl.used_estimator, logprobs, column("reference_logprobs"), mask, weigh_by)
+        if teacher is not None:
+            loss = loss + teacher.coefficient * distance
         total = weighted_sum(loss, column("weights"))
         if demonstrated is not None:
             total = total - weighted_sum(logprobs, column("ptx_weights"))
-        return total, measure_policy(surrogate, logprobs, old, entropy, mask, correction, demonstrated)
+        return total, measure_policy(surrogate, logprobs, old, entropy, mask, correction, demonstrated, distance)
 
     return objective
 

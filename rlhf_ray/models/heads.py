@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from rlhf_ray.algorithms.distillation import reverse_kl
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
 from rlhf_ray.batch import PaddedBatch
 
@@ -23,18 +24,34 @@ class TokenLogprobs(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        transformed = [name for name in _LOGIT_TRANSFORMS if getattr(model.config, name, None) not in (None, 1.0)]
-        if transformed:
-            raise ValueError(
-                f"model type {model.config.model_type!r} transforms its logits ({', '.join(transformed)}), which the "
-                "learners do not reproduce; use a model without it (Llama, Qwen, Mistral, …)"
-            )
+        _check_logits(model)
 
-    def forward(self, batch: PaddedBatch, entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """float32 [m] log-probabilities in nats, at `temperature`, and, if asked, float32 [m] entropies without gradient."""
-        states = _states(self.model, batch.input_ids)[batch.positions]
-        logits = self.model.get_output_embeddings()(states)
-        return token_logprobs_and_entropy(logits, batch.targets, self.temperature, with_entropy=entropy)
+    def forward(
+        self, batch: PaddedBatch, entropy: bool = False, teacher_logits: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """float32 [m] log-probabilities in nats, at `temperature`, and, if asked, float32 [m] entropies.
+
+        With a teacher's logits [m, V'] also float32 [m], the KL of each target's distribution from the teacher's, at the
+        same temperature.
+        """
+        logits = _target_logits(self.model, batch)
+        result = token_logprobs_and_entropy(logits, batch.targets, self.temperature, with_entropy=entropy)
+        if teacher_logits is None:
+            return result
+        return *result, reverse_kl(logits, teacher_logits, self.temperature)
+
+
+class TargetLogits(nn.Module):
+    """A causal language model that returns the logits before a batch's targets, [m, V]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        _check_logits(model)
+
+    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+        """Of the model's type, before any temperature."""
+        return _target_logits(self.model, batch)
 
 
 class TokenValues(nn.Module):
@@ -59,6 +76,19 @@ class SequenceScores(nn.Module):
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """float32 [b, rows of the head], as trained; normalisation is the caller's."""
         return self.model.score(_states(self.model, batch.input_ids)[batch.last]).float()
+
+
+def _check_logits(model: nn.Module) -> None:
+    transformed = [name for name in _LOGIT_TRANSFORMS if getattr(model.config, name, None) not in (None, 1.0)]
+    if transformed:
+        raise ValueError(
+            f"model type {model.config.model_type!r} transforms its logits ({', '.join(transformed)}), which the "
+            "learners do not reproduce; use a model without it (Llama, Qwen, Mistral, …)"
+        )
+
+
+def _target_logits(model: nn.Module, batch: PaddedBatch) -> torch.Tensor:
+    return model.get_output_embeddings()(_states(model, batch.input_ids)[batch.positions])
 
 
 def _states(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:

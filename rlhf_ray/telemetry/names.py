@@ -42,6 +42,7 @@ _ROWS = (
     ("policy/ratio_max", "ratio, max", "", "largest probability ratio of the step"),
     ("policy/correction_mean", "correction", "", "mean importance weight of a token, learner against what sampled it"),
     ("policy/ptx_loss", "PTX loss", "nats", "cross-entropy of the demonstrations' tokens in the policy's steps"),
+    ("teacher/kl", "KL to teacher", "nats", "KL(policy‖teacher) per token: of the sampled tokens, or exact over the vocabulary"),
     ("sampling/groups_dropped", "groups dropped", "groups", "groups given up while the batch was collected; see the ledger"),
     ("policy/grad_norm", "policy", "", "gradient norm of the policy before clipping"),
     ("policy/learning_rate", "policy", "", "learning rate of the policy"),
@@ -74,6 +75,7 @@ _ROWS = (
     ("loss", "training", "", "training loss of the stage"),
     ("accuracy", "training", "%", "share of training pairs that the reward model orders as the annotator did"),
     ("learning_rate", "learning rate", "", "learning rate of the stage"),
+    ("epoch", "epoch", "", "passes over the data"),
     ("grad_norm", "gradient norm", "", "gradient norm before clipping"),
     ("heldout/loss", "held out", "", "loss on data that the stage does not train on"),
     ("heldout/accuracy", "held out", "%", "share of held-out pairs that the reward model orders as the annotator did"),
@@ -86,6 +88,9 @@ _FAMILIES = (
     (re.compile(r"idle/(?P<part>.+)"), "%", "share of the step's wall time in which this role did nothing"),
     (re.compile(r"throughput/(?P<part>.+)_tokens_per_s"), "1/s", "tokens that this role handled per second"),
     (re.compile(r"reward/part/(?P<part>.+)"), "", "mean score of this source, before its weight"),
+    (re.compile(r"service/(?P<part>.+_s)"), "s", "latency of a judge or another service that is asked for rewards"),
+    (re.compile(r"service/(?P<part>.+_rate)"), "%", "share: questions from the cache, verdicts that flipped with the order, …"),
+    (re.compile(r"service/(?P<part>.+)"), "", "what a judge or another service was asked for in the step, and what it cost"),
 )
 
 

@@ -1,0 +1,65 @@
+"""A teacher beside the policy in a learner's rank: the same micro-batches, no gradient, no optimizer.
+
+Invariant: under ZeRO 3 its weights are sharded like the policy's and its forward passes are collective; they happen once for
+each micro-batch, on all ranks, like the policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf_ray.batch import PaddedBatch
+from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.config.teacher import TeacherConfig
+from rlhf_ray.models.heads import TargetLogits
+from rlhf_ray.models.loading import load_causal_lm
+
+
+class FrozenTeacher:
+    """Logits at the targets of a micro-batch, and how much the divergence from them counts in the loss."""
+
+    def __init__(self, model: Callable[[PaddedBatch], torch.Tensor], coefficient: float) -> None:
+        """`model`: gives [m, V'] for a micro-batch of m targets."""
+        self.model, self.coefficient = model, coefficient
+
+    @torch.no_grad()
+    def logits(self, padded: PaddedBatch) -> torch.Tensor:
+        """[m, V'], before the temperature."""
+        return self.model(padded)
+
+
+def load_teacher(config: TeacherConfig, learner: LearnerConfig, device: torch.device) -> FrozenTeacher:
+    """Load a teacher as one rank holds it: whole, or under ZeRO 3 its share."""
+
+    def load() -> nn.Module:
+        model = load_causal_lm(config.model, config.dtype, config.attention)
+        return TargetLogits(model).eval().requires_grad_(False)
+
+    if learner.sharding.zero_stage < 3:
+        return FrozenTeacher(load().to(device), config.coefficient)
+    return FrozenTeacher(_sharded(load, config, learner), config.coefficient)
+
+
+def _sharded(load: Callable[[], nn.Module], config: TeacherConfig, learner: LearnerConfig) -> Any:
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    zero: dict[str, Any] = {"stage": 3}
+    if learner.sharding.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.dtype == "bf16"},
+        "steps_per_print": 1 << 62,
+    }
+    keep_alive = HfDeepSpeedConfig(settings)
+    module = load()
+    del keep_alive
+    engine, *_ = deepspeed.initialize(model=module, config=settings)
+    engine.eval()
+    return engine
