@@ -1,40 +1,55 @@
-"""`rlhf-ray run` and `rlhf-ray report`."""
+"""`rlhf-ray run`, a command for each of its stages, and `rlhf-ray report`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlhf_ray.cli.app import Config, Overrides, app
 
+if TYPE_CHECKING:
+    from rlhf_ray.config import RunConfig
+    from rlhf_ray.config.run import Stage
+
+Resume = Annotated[bool, typer.Option(help="Go on with the run of this name")]
+Fresh = Annotated[bool, typer.Option(help="Put an older run of this name aside and start again")]
+DryRun = Annotated[bool, typer.Option(help="Print the resolved config and the placement, and stop")]
+
 
 @app.command()
 def run(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run of this name")] = False,
-    fresh: Annotated[bool, typer.Option(help="Put an older run of this name aside and start again")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved config and the placement, and stop")] = False,
+    config: Config, overrides: Overrides = None, resume: Resume = False, fresh: Fresh = False, dry_run: DryRun = False
 ) -> None:
     """Do all stages of a config: base model → SFT → reward model → PPO → evaluation."""
-    from rlhf_ray.config import ConfigError, dump_config, load_config
-    from rlhf_ray.stages.summary import print_placement, print_summary
+    from rlhf_ray.config import load_config
 
-    resolved = load_config(config, overrides or [])
-    if dry_run:
-        print(dump_config(resolved), end="")
-        print_placement(resolved)
-        return
-    if fresh and resume:
-        raise ConfigError("--fresh starts again and --resume goes on; choose one")
-    from rlhf_ray.stages.run import run as run_stages
-    from rlhf_ray.telemetry.run_folder import RunFolder, put_aside
+    _do(load_config(config, overrides or []), None, resume, fresh, dry_run)
 
-    if fresh:
-        put_aside(RunFolder(f"{resolved.folder}/{resolved.name}"))
-    print_summary(run_stages(resolved, resume))
+
+@app.command()
+def sft(config: Config, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False) -> None:
+    """Only the supervised fine-tuning of a config, or the rest of it."""
+    _do(_for_stage(config, overrides, "sft"), "sft", False, fresh, dry_run)
+
+
+@app.command()
+def reward_model(config: Config, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False) -> None:
+    """Only the reward model of a config, or the rest of it."""
+    _do(_for_stage(config, overrides, "reward_model"), "reward_model", False, fresh, dry_run)
+
+
+@app.command()
+def ppo(config: Config, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Only the reinforcement learning of a config, or the rest of it."""
+    _do(_for_stage(config, overrides, "ppo"), "ppo", False, False, dry_run)
+
+
+@app.command()
+def evaluate(config: Config, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Only the comparison of the policies that a config's run has."""
+    _do(_for_stage(config, overrides, "evaluation"), "evaluation", False, False, dry_run)
 
 
 @app.command()
@@ -46,3 +61,32 @@ def report(folder: Annotated[Path, typer.Argument(help="A run's folder")]) -> No
     if not RunFolder(folder).holds_run:
         raise RunFolderError(f"{folder} is not a run's folder; expected one with a config.yaml")
     print(write_report(RunFolder(folder)))
+
+
+def _for_stage(path: Path, overrides: list[str] | None, stage: Stage) -> RunConfig:
+    """The config as it is; one that has not all that a whole run needs, as a run of this stage alone."""
+    from rlhf_ray.config import ConfigError, load_config
+
+    try:
+        return load_config(path, overrides or [])
+    except ConfigError:
+        # If the stage is not to blame for it either, its own complaint is the shorter one.
+        return load_config(path, [*(overrides or []), f"stages=[{stage}]"])
+
+
+def _do(config: RunConfig, only: Stage | None, resume: bool, fresh: bool, dry_run: bool) -> None:
+    from rlhf_ray.config import ConfigError, dump_config
+    from rlhf_ray.stages.summary import print_placement, print_summary
+
+    if dry_run:
+        print(dump_config(config), end="")
+        print_placement(config)
+        return
+    if fresh and resume:
+        raise ConfigError("--fresh starts again and --resume goes on; choose one")
+    from rlhf_ray.stages.run import run as run_stages
+    from rlhf_ray.telemetry.run_folder import RunFolder, put_aside
+
+    if fresh:
+        put_aside(RunFolder(f"{config.folder}/{config.name}"))
+    print_summary(run_stages(config, resume, only))

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.stages import SupervisedConfig
+from rlhf_ray.config.supervised import SupervisedConfig
 
 
 class GroupsConfig(Section):

@@ -106,6 +106,11 @@ class ShardedModel:
         diagnostics = self._over_ranks(functools.reduce(operator.add, parts) if parts else None)
         return StepResult(total.item(), float(norm), learning_rate, diagnostics)
 
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and full shape of every parameter, in the order of `named_weights`."""
         parameters = self.engine.module.model.named_parameters()

@@ -10,9 +10,6 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-METRICS = "metrics.jsonl"
-"""A stage's metrics stand beside its model and stay when the model is replaced."""
-
 
 def save_pretrained(
     model: nn.Module, weights: dict[str, torch.Tensor], folder: Path, tokenizer_from: str | Path
@@ -28,8 +25,6 @@ def save_pretrained(
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary, state_dict=weights)
     AutoTokenizer.from_pretrained(str(tokenizer_from), trust_remote_code=False).save_pretrained(temporary)
-    if (folder / METRICS).is_file():
-        shutil.copy2(folder / METRICS, temporary / METRICS)
     replace_folder(temporary, folder)
 
 

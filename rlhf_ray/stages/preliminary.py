@@ -15,6 +15,7 @@ from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_tokenizer, local_folder
 from rlhf_ray.models.tiny import build_tiny_model
 from rlhf_ray.stages.datasets import Datasets, Note, Split, dialogue_limit, fitting
+from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -29,14 +30,14 @@ def base_model(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
     return str(base)
 
 
-def run_sft(config: RunConfig, folder: RunFolder, model: str, data: Split, note: Note) -> None:
+def run_sft(config: RunConfig, folder: RunFolder, model: str, data: Split, note: Note) -> FitState:
     """Fine-tune on demonstrations; the loss is on the assistant's turns."""
     tokenizer, limit = load_tokenizer(model), dialogue_limit(config.data)
     batches = [
         _dialogues(fitting(encode_demonstrations(tokenizer, records, limit), "demonstrations", limit, note))
         for records in (data.train, data.held_out)
     ]
-    run_supervised(SupervisedJob("sft", folder, model, config.sft, LanguageTask(), config.seed), *batches)
+    return run_supervised(SupervisedJob("sft", folder, model, config.sft, LanguageTask(), config.seed), *batches)
 
 
 class LanguageTask:

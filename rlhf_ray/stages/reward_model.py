@@ -27,11 +27,12 @@ from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_reward_model, load_tokenizer
 from rlhf_ray.stages.datasets import Datasets, Note, Split, dialogue_limit, fitting
 from rlhf_ray.stages.feedback import Feedback, Lesson, pack_elements, pair_of_edit, plan_lesson
+from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.telemetry.run_folder import RunFolder
 
 
-def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Datasets, note: Note) -> None:
+def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Datasets, note: Note) -> FitState:
     """Learn a reward from the feedback of the configured kind, starting from the folder `model`."""
     settings, tokenizer = config.reward_model, load_tokenizer(model)
     records = feedback(settings, data)
@@ -42,7 +43,7 @@ def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Dat
         for part in (records.train, records.held_out)
     ]
     job = SupervisedJob("reward_model", folder, model, settings, RewardTask(settings, lesson), config.seed)
-    run_supervised(job, *batches)
+    return run_supervised(job, *batches)
 
 
 def feedback(config: RewardModelConfig, data: Datasets) -> Split:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhf_ray.config import RunConfig, dump_config
 from rlhf_ray.config.changes import check_unchanged
+from rlhf_ray.config.loading import ConfigError
+from rlhf_ray.config.run import Stage
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver.journal import note_worker_event
 from rlhf_ray.driver.roles import ModelPaths, Roles
@@ -24,6 +26,7 @@ from rlhf_ray.stages import evaluation
 from rlhf_ray.stages.checks import check_run
 from rlhf_ray.stages.cluster import connect
 from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets, prompt_limit
+from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
 from rlhf_ray.stages.preliminary import base_model, run_sft
 from rlhf_ray.stages.reward_model import run_reward_model
@@ -32,6 +35,9 @@ from rlhf_ray.telemetry.events import EventLog, read_events
 from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.report import write_report
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
+
+COMMANDS: dict[Stage, str] = {"sft": "sft", "reward_model": "reward-model", "ppo": "ppo", "evaluation": "evaluate"}
+"""The commands that do one stage of a run."""
 
 
 @dataclass
@@ -56,6 +62,12 @@ class Run:
         """Write down what was left out of the data."""
         self.events.emit("drop", message)
 
+    def kept(self, stage: str, fit: FitState) -> None:
+        """Write down how a supervised stage ended."""
+        why = f"{stage} stopped early, after step {fit.step}" if fit.stopped else f"{stage} took {fit.step} steps"
+        best = f"the held-out loss was lowest, {fit.best_loss:.4g}, after step {fit.best_step}"
+        self.events.emit("stage", f"{why}; {best}")
+
     @property
     def start(self) -> str:
         """The folder that PPO starts from."""
@@ -73,44 +85,71 @@ class Run:
         return ModelPaths(self.start, local_folder(value) if value else reward or self.start, reward)
 
 
-def run(config: RunConfig, resume: bool = False) -> RunFolder:
-    """Do every stage of a config; the folder that holds the results.
+def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> RunFolder:
+    """Do every stage of a config, or only one of them; the folder that holds the results.
 
     Raises:
         ConfigError, DataError, NotAModel, RunFolderError, …: before anything starts, where the input is at fault.
     """
     folder = RunFolder(f"{config.folder}/{config.name}")
     check_run(config)
-    with folder.claim(resume), EventLog(folder.events) as events:
+    with folder.claim(resume or only is not None), EventLog(folder.events) as events:
+        due = _due(config, folder, only)
         if folder.config.is_file():
             check_unchanged(folder.config.read_text(), config)
         atomic_write(folder.config, dump_config(config))
         data = load_datasets(config.data, folder.path, config.seed, lambda message: events.emit("drop", message))
         current = Run(config, folder, events, data, base_model(config, folder, data))
         with connect(config.cluster):
-            _supervised_stages(current)
-            if {"ppo", "evaluation"} & set(config.stages):
-                asyncio.run(_reinforcement_stages(current))
+            _supervised_stages(current, due)
+            if {"ppo", "evaluation"} & set(due):
+                asyncio.run(_reinforcement_stages(current, due))
         write_report(folder)
     return folder
 
 
-def _supervised_stages(current: Run) -> None:
+def _due(config: RunConfig, folder: RunFolder, only: Stage | None) -> tuple[Stage, ...]:
+    """The stages to do now: those of the run that are not complete; of these only one, if so asked.
+
+    Raises:
+        ConfigError: the one that is asked for is not a stage of this run, or is to start from one that is not complete.
+    """
+    complete = {
+        "sft": (folder.sft / "config.json").is_file(),
+        "reward_model": (folder.reward_model / "config.json").is_file(),
+        "ppo": folder.policy.is_dir(),
+    }
+    open_stages = tuple(stage for stage in config.stages if not complete.get(stage, False))
+    if only is None:
+        return open_stages
+    if only not in config.stages:
+        raise ConfigError(f"{only} is not among the stages of {config.name}, {', '.join(config.stages)}")
+    before = open_stages[: open_stages.index(only)] if only in open_stages else ()
+    if before:
+        raise ConfigError(
+            f"stage {only} starts from what {', '.join(before)} of this run leaves, which is not there yet; do "
+            f"`rlhf-ray {COMMANDS[before[0]]}` first, or the whole run by `rlhf-ray run`"
+        )
+    return tuple(stage for stage in open_stages if stage == only)
+
+
+def _supervised_stages(current: Run, due: Sequence[Stage]) -> None:
     config, folder = current.config, current.folder
-    if "sft" in config.stages and not (folder.sft / "config.json").is_file():
+    if "sft" in due:
         with current.stage("sft"):
-            run_sft(config, folder, current.base, current.data.demonstrations, current.note)
-    if "reward_model" in config.stages and not (folder.reward_model / "config.json").is_file():
+            current.kept("sft", run_sft(config, folder, current.base, current.data.demonstrations, current.note))
+    if "reward_model" in due:
         with current.stage("reward_model"):
-            run_reward_model(config, folder, current.start, current.data, current.note)
+            fit = run_reward_model(config, folder, current.start, current.data, current.note)
+            current.kept("reward_model", fit)
 
 
-async def _reinforcement_stages(current: Run) -> None:
+async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
     """PPO and evaluation, on the same actors."""
     config, ppo = current.config, current.config.ppo
-    found = find_checkpoint(current.folder, current.events) if _ppo_is_due(current) else None
+    found = find_checkpoint(current.folder, current.events) if "ppo" in due else None
     roles_needed = config.roles
-    if not _ppo_is_due(current):
+    if "ppo" not in due:
         roles_needed = {role: w for role, w in roles_needed.items() if role not in ("policy", "value")}
     plan = plan_placement(roles_needed, ppo.placement.colocate, ppo.placement.strategy)
     with Placement(plan, roles_needed, ppo.placement.timeout_s) as placement:
@@ -119,20 +158,16 @@ async def _reinforcement_stages(current: Run) -> None:
                 config, current.paths(), placement, lambda event: note_worker_event(current.events, event)
             )
         try:
-            if _ppo_is_due(current):
+            if "ppo" in due:
                 with current.stage("ppo"):
                     await run_ppo(
                         config, current.folder, roles, current.start, current.data.prompts, current.events, found,
                         current.data.demonstrations,
                     )  # fmt: skip
-            if "evaluation" in config.stages:
+            if "evaluation" in due:
                 await _evaluate(current, roles)
         finally:
             await roles.close()
-
-
-def _ppo_is_due(current: Run) -> bool:
-    return "ppo" in current.config.stages and not current.folder.policy.is_dir()
 
 
 async def _evaluate(current: Run, roles: Roles) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray import sealed
 from rlhf_ray.algorithms.kl_control import AdaptiveKL, FixedKL
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.driver import checkpoint
-from rlhf_ray.driver.checkpoint import NotACheckpoint, RunState, load_state, newest
+from rlhf_ray.driver.checkpoint import RunState, load_state, newest
 from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.sealed import NotACheckpoint
 
 FILES = {"policy/model.safetensors": b"weights", "policy_learner/state/rank_0.pt": bytes(range(256)), "empty": b""}
 
@@ -77,7 +79,7 @@ def test_a_missing_file_is_found(tmp_path, name):
 
 def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
     path = save(tmp_path, 1)
-    (path / checkpoint.MANIFEST).unlink()
+    (path / sealed.MANIFEST).unlink()
     assert "is not a checkpoint: it has no manifest.json" in refused(path)
     assert "is not a checkpoint" in refused(tmp_path / "nowhere")
 
@@ -85,7 +87,7 @@ def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
 def test_no_damage_of_the_manifest_itself_escapes(tmp_path):
     """Every single flipped bit: the checkpoint is refused, or what is loaded is what was saved; nothing else is raised."""
     path = save(tmp_path, 1)
-    manifest = path / checkpoint.MANIFEST
+    manifest = path / sealed.MANIFEST
     whole = manifest.read_bytes()
     refusals = 0
     for position in range(len(whole)):
@@ -107,9 +109,9 @@ def test_a_state_of_another_version_is_refused(tmp_path):
     path = save(tmp_path, 1)
     fields = json.loads((path / checkpoint.STATE).read_text()) | {"new_field": 1}
     (path / checkpoint.STATE).write_text(json.dumps(fields))
-    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((path / sealed.MANIFEST).read_text())
     manifest[checkpoint.STATE] = checkpoint.fingerprint(json.dumps(fields))
-    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (path / sealed.MANIFEST).write_text(json.dumps(manifest))
     assert "new_field" in refused(path)
 
 

@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
-from rlhf_ray.driver.checkpoint import NotACheckpoint, load_state
+from rlhf_ray.driver.checkpoint import load_state
 from rlhf_ray.driver.ledger import read_ledger
+from rlhf_ray.sealed import NotACheckpoint
 from rlhf_ray.stages.run import run
 from rlhf_ray.telemetry.events import read_events
 from rlhf_ray.telemetry.metrics import read_metrics

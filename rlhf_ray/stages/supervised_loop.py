@@ -1,0 +1,193 @@
+"""The loop of a supervised stage, as every rank runs it.
+
+Invariants: an optimizer step sees the same global minibatch whatever the number of ranks; every rank knows the same `FitState`,
+so all of them measure, save and stop at the same steps; a stage that goes on from a checkpoint takes the same steps as one that
+was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_ray import sealed
+from rlhf_ray.algorithms.diagnostics import Diagnostics
+from rlhf_ray.batch import Batch
+from rlhf_ray.learner import engine as deepspeed_engine
+from rlhf_ray.learner.engine import learning_rate
+from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.learner.sharded_model import ShardedModel
+from rlhf_ray.models.saving import replace_folder
+from rlhf_ray.sealed import NotACheckpoint
+from rlhf_ray.stages.fit_state import FitState
+from rlhf_ray.stages.supervised import FIT, SupervisedJob
+from rlhf_ray.telemetry.metrics import MetricsLog
+
+STATE = "fit.json"
+KEPT_CHECKPOINTS = 2
+
+
+def run_rank(job: SupervisedJob, train: Batch, held_out: Batch, rank: int, world: int) -> None:
+    """Load the model, train it, and leave it in the stage's folder."""
+    config = job.config.learner
+    deepspeed_engine.prepare_process(config.workers.threads, config.workers.gpus > 0)
+    deepspeed_engine.join_initialised(config.workers.gpus > 0)
+    dtype = "bf16" if config.precision == "bf16" else "fp32"
+    engine = deepspeed_engine.build(lambda: job.task.load(job.model, dtype, config.attention, job.seed), config)
+    SupervisedLoop(job, ShardedModel(engine, config, rank, world), train, held_out).run()
+
+
+class SupervisedLoop:
+    """One rank's side of a stage."""
+
+    def __init__(self, job: SupervisedJob, model: ShardedModel, train: Batch, held_out: Batch) -> None:
+        self.job, self.model, self.train = job, model, train
+        self.held_out = _weighted(held_out)
+        self.total = job.steps(train)
+        self.state = FitState()
+
+    def run(self) -> None:
+        """All optimizer steps that are left, and the model that is to stay."""
+        restored = self.restore()
+        with ExitStack() as stack:
+            log = None
+            if self.model.rank == 0:
+                log = stack.enter_context(
+                    MetricsLog(self.job.folder, self.job.kind, self.state.step if restored else None)
+                )
+            if not restored:
+                self.record(log, 0, self.measure())
+            for batch in self.minibatches():
+                if self.state.stopped:
+                    break
+                step = self.state.step + 1
+                metrics = self.step(batch)
+                if step % self.job.config.evaluate_every == 0 or step == self.total:
+                    metrics |= self.measure()
+                self.record(log, step, metrics)
+                if step % self.job.config.checkpoint_every == 0 and step < self.total and not self.state.stopped:
+                    self.checkpoint(log)
+        self.finish()
+
+    def minibatches(self) -> Iterator[Batch]:
+        """The global minibatches that are left, in another order in every epoch."""
+        elements, size = len(self.train.element_sizes), self.job.config.batch_size
+        per_epoch = -(-elements // size)
+        for epoch in range(self.state.step // per_epoch, self.job.config.epochs):
+            order = np.random.default_rng([self.job.seed, epoch]).permutation(elements)
+            done = max(0, self.state.step - epoch * per_epoch)
+            for start in range(done * size, elements, size):
+                yield _weighted(self.train.select_elements(order[start : start + size]))
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step."""
+        began, done = time.perf_counter(), self.state.step
+        rate = learning_rate(self.job.config.learner.optimizer, done, self.total)
+        result = self.model.step(batch, self.micro_batches(batch), self.job.task.objective, rate)
+        self.job.task.observe(result.diagnostics)
+        self.state = self.state.after(done + 1)
+        seconds = time.perf_counter() - began
+        return {
+            **result.diagnostics.metrics(),
+            "grad_norm": result.grad_norm,
+            "learning_rate": rate,
+            "epoch": self.job.config.epochs * self.state.step / self.total,
+            "throughput/tokens_per_s": int(batch.lengths.sum()) / seconds,
+        }
+
+    def measure(self) -> dict[str, float]:
+        """Look at held-out data; keep the model where it is the best so far."""
+        measured: Diagnostics = self.model.measure(
+            self.held_out, self.micro_batches(self.held_out), self.job.task.objective
+        )
+        metrics = measured.metrics()
+        self.state = self.state.measured(metrics["loss"], self.job.config.early_stopping)
+        if self.job.config.keep == "best" and self.state.best_step == self.state.step:
+            self.save_model(self.best_folder(self.state))
+        return {f"heldout/{name}": value for name, value in metrics.items()}
+
+    def record(self, log: MetricsLog | None, step: int, metrics: Mapping[str, float]) -> None:
+        """On rank 0."""
+        if log is not None:
+            log.log(step, metrics)
+
+    def micro_batches(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        """This rank's share of a minibatch."""
+        budget = self.job.config.learner.micro_batch_tokens
+        plan = plan_micro_batches(batch.lengths, self.model.world_size, budget, batch.element_sizes)
+        return plan.micro_batches[self.model.rank]
+
+    def save_model(self, folder: Path) -> None:
+        """The model as it is now, with what its config has to say."""
+        self.job.task.finish(self.model, self.held_out, self.job.config.learner.micro_batch_tokens)
+        self.model.save_pretrained(folder, tokenizer_from=self.job.model)
+
+    def best_folder(self, state: FitState) -> Path:
+        """Where the best model of a state waits for the end of the stage."""
+        return self.job.checkpoints / f"best_{state.best_step}"
+
+    def checkpoint(self, log: MetricsLog | None) -> None:
+        """Everything to go on from: the learner's state, and `self.state`."""
+        folder, leader = self.job.checkpoints, self.model.rank == 0
+        temporary = sealed.begin(folder, self.state.step) if leader else folder / f"tmp_step_{self.state.step}"
+        self.model.barrier()
+        state = {"task": self.job.task.state()}
+        self.model.engine.save_checkpoint(str(temporary), tag="state", client_state=state, save_latest=False)
+        self.model.barrier()
+        if leader:
+            log.sync()
+            (temporary / STATE).write_text(json.dumps(asdict(self.state)))
+            sealed.seal(temporary)
+            sealed.keep_newest(folder, KEPT_CHECKPOINTS, up_to=self.state.step)
+            self._remove_superseded()
+
+    def restore(self) -> bool:
+        """Go on from the newest checkpoint, if there is one."""
+        logger = logging.getLogger(__name__)
+        found = sealed.newest(self.job.checkpoints, self._read, logger.warning)
+        if found is None:
+            return False
+        path, self.state = found
+        _, client_state = self.model.engine.load_checkpoint(str(path), tag="state")
+        self.job.task.restore(client_state["task"])
+        return True
+
+    def finish(self) -> None:
+        """Put the model that stays where people look for it, and remove what was for going on."""
+        if self.job.config.keep == "last":
+            self.save_model(self.best_folder(self.state))
+        self.model.barrier()
+        if self.model.rank == 0:
+            chosen = self.best_folder(self.state)
+            (chosen / FIT).write_text(json.dumps(asdict(self.state)))
+            shutil.copy2(self.job.folder.stage_metrics(self.job.kind), chosen)
+            replace_folder(chosen, self.job.model_folder)
+            shutil.rmtree(self.job.checkpoints)
+
+    def _read(self, checkpoint: Path) -> FitState:
+        sealed.verify(checkpoint, STATE)
+        state = FitState(**json.loads((checkpoint / STATE).read_text()))
+        if self.job.config.keep == "best" and not self.best_folder(state).is_dir():
+            raise NotACheckpoint(f"checkpoint {checkpoint} needs {self.best_folder(state)}, which is missing")
+        return state
+
+    def _remove_superseded(self) -> None:
+        """Models that no kept checkpoint names as the best."""
+        states = (json.loads(path.read_text()) for path in self.job.checkpoints.glob(f"step_*/{STATE}"))
+        named = {f"best_{state['best_step']}" for state in states}
+        for folder in self.job.checkpoints.glob("best_*"):
+            if folder.name not in named:
+                shutil.rmtree(folder)
+
+
+def _weighted(batch: Batch) -> Batch:
+    """The weights of a mean over the global batch: over the tokens of SFT, over the elements of a reward model."""
+    return batch.with_columns(weights=batch.weights / batch.weights.sum(dtype=np.float64).astype(np.float32))
