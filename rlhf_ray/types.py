@@ -90,6 +90,8 @@ class Experience:
     score: Score
     reference_logprobs: np.ndarray | None
     """float32 [T], nats, of the frozen reference policy; None where no KL term needs it."""
+    teacher_logprobs: np.ndarray | None = None
+    """float32 [T], nats, of the teacher; None where none gives advantages."""
 
     @property
     def id(self) -> str:

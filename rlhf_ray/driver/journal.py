@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -66,10 +66,11 @@ class Journal:
         prepared: Prepared,
         policy: Sequence[StepResult],
         value: Sequence[StepResult],
+        services: Mapping[str, float],
     ) -> None:
-        """A step was applied."""
+        """A step was applied. `services`: what judges and the like were asked for meanwhile."""
         entry = self.ledger.train(state.step, [experience.id for experience in experiences])
-        metrics = step_metrics(state, experiences, prepared, policy, value, self.timer.lap())
+        metrics = step_metrics(state, experiences, prepared, policy, value, self.timer.lap()) | services
         metrics["sampling/groups_dropped"] = len(entry.dropped)
         self.metrics.log(state.step, metrics)
         for experience in experiences[:SAMPLES_PER_STEP]:

@@ -80,7 +80,8 @@ class PpoLoop:
 
     async def produce(self, requests: Sequence[RolloutRequest]) -> None:
         """Generate, and score whatever is ready as soon as it fills a scoring batch."""
-        ready = TokenBatches(self.config.reward.batch_tokens)
+        group = self.config.samples_per_prompt if self.config.reward.needs_groups else 1
+        ready = TokenBatches(self.config.reward.batch_tokens, group)
         async with asyncio.TaskGroup() as scoring:
             with self.journal.timer("rollout"):
                 async for rollout in self.roles.pool.generate(requests):
@@ -90,15 +91,17 @@ class PpoLoop:
                 scoring.create_task(self.score(rest))
 
     async def score(self, rollouts: Sequence[Rollout]) -> None:
-        """Reward and reference at the same time; into the buffer with what they say."""
+        """Reward, reference and teacher at the same time; into the buffer with what they say."""
         with self.journal.timer("scoring"):
-            scores, references = await asyncio.gather(
-                self.roles.score(rollouts), self.roles.reference_logprobs(rollouts)
+            said = await asyncio.gather(
+                self.roles.score(rollouts),
+                self.roles.reference_logprobs(rollouts),
+                self.roles.teacher_logprobs(rollouts),
             )
-        for rollout, score, reference in zip(rollouts, scores, references, strict=True):
+        for rollout, score, reference, teacher in zip(rollouts, *said, strict=True):
             if isinstance(score, RewardError):
                 await self.drop(rollout, score)
-            elif not await self.buffer.put(Experience(rollout, score, reference)):
+            elif not await self.buffer.put(Experience(rollout, score, reference, teacher)):
                 self.journal.resampled(rollout.prompt.id)
 
     def has_signal(self, group: Sequence[Experience]) -> bool:
@@ -121,6 +124,7 @@ class PpoLoop:
             policy_results, value_results = await self.update(prepared)
             with self.journal.timer("publication"):
                 await self.roles.pool.publish(self.state.step + 1, self.roles.policy)
+            services = await self.roles.service_metrics()
             # From here to the ledger's line nothing else runs: both know the same groups as given up.
             self.state = self.state.advance(
                 prepared.kl, len(experiences), self.buffer.admission.next_group, self.buffer.unfinished
@@ -128,7 +132,7 @@ class PpoLoop:
             last = self.state.step == self.config.steps
             if not last:
                 await self.buffer.publish(self.state.step)
-            self.journal.record(self.state, experiences, prepared, policy_results, value_results)
+            self.journal.record(self.state, experiences, prepared, policy_results, value_results, services)
             if last or self.state.step % self.config.checkpoint.every == 0:
                 with self.journal.timer("checkpoint"):
                     await self.journal.checkpoint(self.state, self.roles)
@@ -147,7 +151,8 @@ class PpoLoop:
             if values is not None:
                 batch = batch.with_columns(old_values=values)
             limit = self.config.rollout.sampling.max_new_tokens
-            return prepare(experiences, batch, self.config.algorithm, self.state.kl.beta, limit)
+            teaching = self.config.teacher.coefficient if self.roles.teacher else 0.0
+            return prepare(experiences, batch, self.config.algorithm, self.state.kl.beta, limit, teaching)
 
     async def update(self, prepared: Prepared) -> tuple[list[StepResult], list[StepResult]]:
         """All optimizer steps of a batch, policy and value model at the same time."""
@@ -184,9 +189,10 @@ class PpoLoop:
 
     @property
     def needs_old_logprobs(self) -> bool:
-        """A single optimizer step without a KL in the reward starts at ratio 1: its own first pass is the old policy."""
+        """A single optimizer step starts at ratio 1, its own first pass is the old policy; unless a KL is in the reward, or a
+        teacher in the advantages."""
         several = self.config.epochs * self.config.minibatches > 1
-        return several or self.config.algorithm.kl.placement == "reward"
+        return several or self.config.algorithm.kl.placement == "reward" or self.roles.teacher is not None
 
 
 def _first(error: BaseException) -> BaseException:

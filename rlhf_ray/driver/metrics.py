@@ -28,9 +28,6 @@ def step_metrics(
     ages = np.concatenate([state.step - 1 - e.rollout.versions for e in experiences])
     tokens = int(prepared.batch.lengths.sum())
     metrics: dict[str, float | None] = {
-        "reward/mean": float(totals.mean()),
-        "reward/std": float(totals.std()),
-        "reward/shaped_mean": prepared.shaped_reward,
         "kl/coefficient": state.kl.beta,
         "response/length_mean": float(lengths.mean()),
         "response/length_max": int(lengths.max()),
@@ -40,8 +37,13 @@ def step_metrics(
         "throughput/samples_per_s": len(experiences) / times["time/step_s"],
         "throughput/tokens_per_s": tokens / times["time/step_s"],
     }
+    if experiences[0].score.parts:
+        metrics["reward/mean"], metrics["reward/std"] = float(totals.mean()), float(totals.std())
+        metrics["reward/shaped_mean"] = prepared.shaped_reward
     for part in experiences[0].score.parts:
         metrics[f"reward/part/{part}"] = float(np.mean([e.score.parts[part] for e in experiences]))
+    if prepared.teacher_kl is not None:
+        metrics["teacher/kl"] = prepared.teacher_kl
     if prepared.kl is not None:
         metrics["kl/sequence"] = prepared.kl
     if prepared.batch.old_logprobs is not None:

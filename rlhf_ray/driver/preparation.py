@@ -14,6 +14,7 @@ import torch
 
 from rlhf_ray.algorithms.advantages import whiten
 from rlhf_ray.algorithms.aggregation import token_weights
+from rlhf_ray.algorithms.distillation import per_token_advantages
 from rlhf_ray.algorithms.estimators import EstimatorInput, estimator_named
 from rlhf_ray.algorithms.kl import sequence_kl
 from rlhf_ray.algorithms.overlong import soft_overlong_punishment
@@ -35,6 +36,8 @@ class Prepared:
     """Mean over sequences of score − β·KL."""
     trained: np.ndarray
     """bool [B]: sequences whose tokens are in the loss."""
+    teacher_kl: float | None = None
+    """Mean over tokens of log π_old − log π_T, nats."""
 
 
 def collate(experiences: Sequence[Experience]) -> Batch:
@@ -47,9 +50,14 @@ def collate(experiences: Sequence[Experience]) -> Batch:
 
 
 def prepare(
-    experiences: Sequence[Experience], batch: Batch, algorithm: AlgorithmConfig, beta: float, max_new_tokens: int
+    experiences: Sequence[Experience],
+    batch: Batch,
+    algorithm: AlgorithmConfig,
+    beta: float,
+    max_new_tokens: int,
+    teaching: float = 0.0,
 ) -> Prepared:
-    """Add advantages (and returns) to a collated batch.
+    """Add advantages (and returns) to a collated batch; those of a teacher, times `teaching`, to those of the reward.
 
     `batch.old_logprobs` and `batch.old_values` are read where they are set; without old log-probabilities (a single
     minibatch, and no KL in the reward) the engine's stand in for the KL that is only reported.
@@ -70,11 +78,17 @@ def prepare(
     advantages = result.advantages
     if algorithm.advantage == "gae" and algorithm.whiten_advantages:
         advantages = whiten(advantages, mask)
+    teacher_kl = None
+    if teaching:
+        teacher = _rows(np.concatenate([e.teacher_logprobs for e in experiences]), counts)[0]
+        taught = per_token_advantages(teacher, rows, mask)
+        advantages = advantages + teaching * taught
+        teacher_kl = float(-taught[mask].mean())
     batch = batch.with_columns(advantages=_flat(advantages, mask))
     if result.returns is not None:
         batch = batch.with_columns(returns=_flat(result.returns, mask))
     kl = None if reference is None else float(sequence_kl(rows, reference, mask).mean())
-    return Prepared(batch, kl, shaped, _finished(experiences) | (not algorithm.filter_truncated))
+    return Prepared(batch, kl, shaped, _finished(experiences) | (not algorithm.filter_truncated), teacher_kl)
 
 
 def minibatches(

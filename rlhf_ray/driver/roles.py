@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.scoring import RewardConfig
+from rlhf_ray.driver.token_batches import spread
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.models.loading import check_same_tokenizer
 from rlhf_ray.placement import Placement
 from rlhf_ray.rollout.pool import RolloutPool, WorkerEvent
+from rlhf_ray.scoring.http import read_keys
 from rlhf_ray.scoring.pool import ScoringPool
 from rlhf_ray.scoring.sources import RewardError
+from rlhf_ray.scoring.teacher import TeacherWorker
+from rlhf_ray.scoring.usage import Usage
 from rlhf_ray.scoring.workers import ReferenceWorker, RewardWorker
 from rlhf_ray.types import Rollout, Score
+
+BATCHES_WAITING = 64
+"""Scoring batches for which a reward worker waits for services at the same time."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,9 @@ class ModelPaths:
     """Also the reference, and what rollout workers load before the first publication."""
     value: str
     reward: str | None
-    """None where only functions reward."""
+    """None where no reward model of ours rewards."""
+    teacher: str | None = None
+    """None where nobody teaches."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +48,13 @@ class Roles:
     """Handles to everything that runs."""
 
     pool: RolloutPool
-    reward: ScoringPool
+    reward: ScoringPool | None
     reference: ScoringPool | None
     policy: LearnerGroup | None
     value: LearnerGroup | None
+    teacher: ScoringPool | None = None
+    config: RewardConfig = RewardConfig()
+    """Of the reward."""
 
     @classmethod
     async def start(
@@ -46,13 +62,16 @@ class Roles:
     ) -> Roles:
         """Start all roles at the same time; if one fails, stop the others and raise its error."""
         roles = placement.roles
+        if paths.teacher is not None:
+            check_same_tokenizer(paths.teacher, paths.policy, "ppo.teacher.model")
         pool = RolloutPool(config.ppo.rollout, on_event)
         starting = {
             "rollout": pool.start(paths.policy, context_length(config), 0, _options(placement, "rollout")),
-            "reward": _start_reward(config, paths, placement),
+            "reward": _start_reward(config, paths, placement) if "reward" in roles else None,
             "reference": _start_reference(config, paths, placement) if "reference" in roles else None,
-            "policy": _start_learner(config, "policy", paths.policy, placement) if "policy" in roles else None,
-            "value": _start_learner(config, "value", paths.value, placement) if "value" in roles else None,
+            "teacher": _start_teacher(config, paths, placement) if "teacher" in roles else None,
+            "policy": _start_learner(config, "policy", paths, placement) if "policy" in roles else None,
+            "value": _start_learner(config, "value", paths, placement) if "value" in roles else None,
         }
         tasks = {role: asyncio.create_task(start) for role, start in starting.items() if start is not None}
         try:
@@ -62,20 +81,43 @@ class Roles:
                 task.cancel()
             raise
         started = {role: task.result() for role, task in tasks.items()}
-        return cls(pool, started["reward"], started.get("reference"), started.get("policy"), started.get("value"))
+        names = ("reward", "reference", "policy", "value", "teacher")
+        return cls(pool, *(started.get(name) for name in names), config=config.ppo.reward)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
-        """A score for each rollout, or why there is none."""
-        return await self.reward(rollouts)
+        """A score for each rollout, or why there is none; one without parts where nobody rewards."""
+        return [Score(0.0, {})] * len(rollouts) if self.reward is None else await self.reward(rollouts)
 
     async def reference_logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray | None]:
         """float32 [T] for each rollout, or None where no reference runs."""
         return [None] * len(rollouts) if self.reference is None else await self.reference(rollouts)
 
+    async def score_all(self, rollouts: Sequence[Rollout]) -> tuple[list[Score | RewardError], list[np.ndarray | None]]:
+        """Scores and reference log-probabilities of many rollouts that are there at once, by all workers."""
+
+        async def by(role: ScoringPool | None, ask: Callable[[Sequence[Rollout]], Awaitable[list]]) -> list:
+            batches = spread(rollouts, self.config.batch_tokens, len(role.workers) if role else 1)
+            return [answer for part in await asyncio.gather(*map(ask, batches)) for answer in part]
+
+        return await asyncio.gather(by(self.reward, self.score), by(self.reference, self.reference_logprobs))
+
+    async def teacher_logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray | None]:
+        """float32 [T] for each rollout, or None where no teacher runs by itself."""
+        return [None] * len(rollouts) if self.teacher is None else await self.teacher(rollouts)
+
+    async def service_metrics(self) -> dict[str, float]:
+        """What judges and other services were asked for since the last call, over all reward workers."""
+        if not self.config.services:
+            return {}
+        totals: dict[str, Usage] = {}
+        for usages in await self.reward.ask_all("usage"):
+            totals |= {name: totals.get(name, Usage()) + usage for name, usage in usages.items()}
+        return {name: value for service, usage in totals.items() for name, value in usage.metrics(service).items()}
+
     async def close(self) -> None:
         """Stop every actor."""
         await self.pool.close()
-        for role in (self.reward, self.reference, self.policy, self.value):
+        for role in (self.reward, self.reference, self.teacher, self.policy, self.value):
             if role is not None:
                 role.close()
 
@@ -91,10 +133,13 @@ def _options(placement: Placement, role: str) -> Callable[[int], dict]:
 
 
 async def _start_reward(config: RunConfig, paths: ModelPaths, placement: Placement) -> ScoringPool:
-    reward = config.ppo.reward
+    reward, options = config.ppo.reward, _options(placement, "reward")
+    # Batches that wait for services must not make others wait: they share the actor, each in a thread.
+    threads = {"max_concurrency": BATCHES_WAITING} if reward.services else {}
     return await ScoringPool.start(
-        RewardWorker, "score", reward.workers.count, _options(placement, "reward"), reward, paths.reward, paths.policy
-    )
+        RewardWorker, "score", reward.workers.count, lambda index: options(index) | threads,
+        reward, paths.reward, paths.policy, read_keys(reward), str(Path(config.folder, config.name).absolute()),
+    )  # fmt: skip
 
 
 async def _start_reference(config: RunConfig, paths: ModelPaths, placement: Placement) -> ScoringPool:
@@ -105,15 +150,27 @@ async def _start_reference(config: RunConfig, paths: ModelPaths, placement: Plac
     )  # fmt: skip
 
 
-async def _start_learner(config: RunConfig, role: str, model: str, placement: Placement) -> LearnerGroup:
-    ppo = config.ppo
+async def _start_teacher(config: RunConfig, paths: ModelPaths, placement: Placement) -> ScoringPool:
+    teacher, temperature = config.ppo.teacher, config.ppo.rollout.sampling.temperature
+    return await ScoringPool.start(
+        TeacherWorker, "logprobs", teacher.workers.count, _options(placement, "teacher"),
+        teacher, paths.teacher, temperature,
+    )  # fmt: skip
+
+
+async def _start_learner(
+    config: RunConfig, role: Literal["policy", "value"], paths: ModelPaths, placement: Placement
+) -> LearnerGroup:
+    ppo, teacher = config.ppo, config.ppo.teacher
+    beside = role == "policy" and teacher is not None and teacher.mode == "full_vocabulary"
     spec = LearnerSpec(
         role=role,
-        model=model,
+        model=paths.policy if role == "policy" else paths.value,
         config=ppo.policy if role == "policy" else ppo.value,
         algorithm=ppo.algorithm,
         temperature=ppo.rollout.sampling.temperature,
         publish_dtype=ppo.rollout.dtype,
         seed=config.seed,
+        teacher=teacher.model_copy(update={"model": paths.teacher}) if beside else None,
     )
     return await LearnerGroup.start(spec, _options(placement, role))

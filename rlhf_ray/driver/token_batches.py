@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rlhf_ray.types import Rollout
 
 
 class TokenBatches:
     """Collects rollouts until they hold `budget` tokens."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, group: int = 1) -> None:
+        """`group`: rollouts of one prompt that must be in the same batch; they count when they are all there."""
+        self.budget, self.group = budget, group
         self._tokens = 0
         self._waiting: list[Rollout] = []
+        self._incomplete: dict[str, list[Rollout]] = {}
 
     def add(self, rollout: Rollout) -> list[Rollout]:
         """A full batch, if this rollout filled one; else nothing."""
-        self._waiting.append(rollout)
-        self._tokens += len(rollout.prompt.token_ids) + len(rollout)
-        return self.take() if self._tokens >= self.budget else []
+        members = self._incomplete.setdefault(rollout.prompt.id, [])
+        members.append(rollout)
+        if len(members) < self.group:
+            return []
+        self._waiting += self._incomplete.pop(rollout.prompt.id)
+        self._tokens += sum(map(tokens_of, members))
+        return self._full() if self._tokens >= self.budget else []
 
     def take(self) -> list[Rollout]:
-        """What is waiting."""
+        """What is waiting, at the end: also what is left of groups that lost members."""
+        self._waiting += [rollout for members in self._incomplete.values() for rollout in members]
+        self._incomplete.clear()
+        return self._full()
+
+    def _full(self) -> list[Rollout]:
         batch, self._waiting, self._tokens = self._waiting, [], 0
         return batch
+
+
+def spread(rollouts: Sequence[Rollout], budget: int, workers: int) -> list[list[Rollout]]:
+    """Rollouts that are there at once, in their order, in batches of about equal tokens: of at most about `budget`, and so many
+    that every worker has one."""
+    tokens = sum(map(tokens_of, rollouts))
+    collector = TokenBatches(min(budget, math.ceil(tokens / workers)))
+    return [batch for rollout in rollouts if (batch := collector.add(rollout))] + (
+        [rest] if (rest := collector.take()) else []
+    )
+
+
+def tokens_of(rollout: Rollout) -> int:
+    """Of prompt and response."""
+    return len(rollout.prompt.token_ids) + len(rollout)

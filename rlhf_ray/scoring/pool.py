@@ -42,6 +42,10 @@ class ScoringPool(Generic[Answer]):
         finally:
             self.outstanding[index] -= tokens
 
+    async def ask_all(self, method: str) -> list[Any]:
+        """What every worker answers to a call without arguments."""
+        return await asyncio.gather(*(getattr(worker, method).remote() for worker in self.workers))
+
     def close(self) -> None:
         for worker in self.workers:
             ray.kill(worker)

@@ -9,8 +9,11 @@ from transformers import AutoConfig
 
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.scoring import RewardConfig
 from rlhf_ray.models.loading import check_model_folder, check_reward_model, check_same_tokenizer, local_folder
 from rlhf_ray.placement import plan_placement
+from rlhf_ray.scoring.http import read_keys
+from rlhf_ray.scoring.judge_prompts import Questions
 from rlhf_ray.scoring.sources import resolve_function
 
 
@@ -25,12 +28,13 @@ def check_run(config: RunConfig) -> None:
         "ppo.policy_model": config.ppo.policy_model,
         "ppo.value_model": config.ppo.value_model,
         "ppo.reward.model.path": config.ppo.reward.model and config.ppo.reward.model.path,
+        "ppo.teacher.model": config.ppo.teacher and config.ppo.teacher.model,
     }
     folders = {key: local_folder(path) for key, path in named.items() if path is not None}
     for key, folder in folders.items():
         check_model_folder(folder, key)
     policy = folders.get("ppo.policy_model") or folders.get("model.path")
-    for key in ("ppo.value_model", "ppo.reward.model.path"):
+    for key in ("ppo.value_model", "ppo.reward.model.path", "ppo.teacher.model"):
         if policy is not None and key in folders:
             check_same_tokenizer(folders[key], policy, key)
     reward = config.ppo.reward.model
@@ -38,12 +42,23 @@ def check_run(config: RunConfig) -> None:
         check_reward_model(folders["ppo.reward.model.path"], reward.group)
     if policy is not None:
         _check_context(config, policy)
+    if "ppo.teacher.model" in folders:
+        _check_context(config, folders["ppo.teacher.model"])
+    if {"ppo", "evaluation"} & set(config.stages):
+        _check_services(config.ppo.reward)
     for source in config.ppo.reward.functions:
         _resolve("ppo.reward.functions", source.function)
     if config.evaluation.utility is not None:
         _resolve("evaluation.utility", config.evaluation.utility)
     if config.cluster.address is None and not ray.is_initialized():
         _check_machine(config)
+
+
+def _check_services(reward: RewardConfig) -> None:
+    """Their keys are there, and what judges are asked can be written."""
+    read_keys(reward)
+    for judge in reward.judges:
+        Questions(judge)
 
 
 def _resolve(key: str, function: str) -> None:

@@ -34,7 +34,7 @@ class Answers:
     lengths: np.ndarray
     """int64 [P], tokens."""
     rewards: np.ndarray
-    """float64 [P], of the run's reward; NaN where a source failed."""
+    """float64 [P], of the run's reward; NaN where a source failed, or there is none."""
     utilities: np.ndarray | None
     """float64 [P]; None where nobody knows the truth."""
     kl: float | None
@@ -53,15 +53,14 @@ async def answer(
     requests = [RolloutRequest(prompt, 0, rollout_seed("evaluation", prompt.id, 0)) for prompt in prompts]
     by_id = {rollout.id: rollout async for rollout in roles.pool.generate(requests)}
     rollouts: list[Rollout] = [by_id[request.id] for request in requests]
-    scores = await roles.score(rollouts)
-    references = await roles.reference_logprobs(rollouts)
+    scores, references = await roles.score_all(rollouts)
     texts = [t.strip() for t in tokenizer.batch_decode([r.token_ids for r in rollouts], skip_special_tokens=True)]
     truth = None
     if utility is not None:
         source = FunctionReward(RewardFunctionSource(name="utility", function=utility), tokenizer)
         truth = numbers(source.score(rollouts))
     kl = None if references[0] is None else _mean_kl(rollouts, references)
-    rewards = np.asarray([math.nan if isinstance(s, RewardError) else s.total for s in scores])
+    rewards = np.asarray([math.nan if isinstance(s, RewardError) or not s.parts else s.total for s in scores])
     return Answers(tuple(texts), np.asarray([len(r) for r in rollouts]), rewards, truth, kl)
 
 

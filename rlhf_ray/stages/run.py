@@ -82,7 +82,8 @@ class Run:
         reward = None
         if source is not None:
             reward = local_folder(source.path) if source.path else str(self.folder.reward_model)
-        return ModelPaths(self.start, local_folder(value) if value else reward or self.start, reward)
+        teacher = self.config.ppo.teacher and local_folder(self.config.ppo.teacher.model)
+        return ModelPaths(self.start, local_folder(value) if value else reward or self.start, reward, teacher)
 
 
 def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> RunFolder:
@@ -150,7 +151,7 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
     found = find_checkpoint(current.folder, current.events) if "ppo" in due else None
     roles_needed = config.roles
     if "ppo" not in due:
-        roles_needed = {role: w for role, w in roles_needed.items() if role not in ("policy", "value")}
+        roles_needed = {role: w for role, w in roles_needed.items() if role not in ("policy", "value", "teacher")}
     plan = plan_placement(roles_needed, ppo.placement.colocate, ppo.placement.strategy)
     with Placement(plan, roles_needed, ppo.placement.timeout_s) as placement:
         with current.stage("start"), console.status("starting rollout, reward, reference and learner actors"):
