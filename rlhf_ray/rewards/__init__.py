@@ -1,0 +1,1 @@
+"""Reward functions that come with the package; use them as `rlhf_ray.rewards.<module>:<function>`."""
