@@ -42,3 +42,13 @@ def test_a_bad_config_is_refused_before_anything(config):
     result = CliRunner().invoke(app, ["run", str(config), "ppo.minibatches=5", "--dry-run"])
     assert isinstance(result.exception, ConfigError) and "minibatches 5" in str(result.exception)
     assert [path.name for path in config.parent.iterdir()] == ["a config.yaml"]
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_resolves_without_its_gpus_and_network(recipe):
+    result = CliRunner().invoke(app, ["run", str(recipe), "--dry-run"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert f"name: {recipe.stem}" in result.output and "actors" in result.output
