@@ -40,13 +40,11 @@ class TokenBatches:
 
 
 def spread(rollouts: Sequence[Rollout], budget: int, workers: int) -> list[list[Rollout]]:
-    """Rollouts that are there at once, in their order, in batches of about equal tokens: of at most about `budget`, and so many
-    that every worker has one."""
+    """Rollouts that are there at once, in their order, in batches of about `budget` tokens, or of a worker's equal share."""
     tokens = sum(map(tokens_of, rollouts))
     collector = TokenBatches(min(budget, math.ceil(tokens / workers)))
-    return [batch for rollout in rollouts if (batch := collector.add(rollout))] + (
-        [rest] if (rest := collector.take()) else []
-    )
+    batches = [collector.add(rollout) for rollout in rollouts] + [collector.take()]
+    return [batch for batch in batches if batch]
 
 
 def tokens_of(rollout: Rollout) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import SecretStr
 
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.scoring import RewardConfig, RewardFunctionSource
@@ -112,5 +113,37 @@ def reward_worker(functions, tiny_model) -> Callable[..., RewardWorker]:
             | ({} if model else {"model": None})
         )
         return RewardWorker(config, str(model) if model else None, str(tiny_model))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def answers(tiny_model) -> Callable[..., list[Rollout]]:
+    """Rollouts with these texts: of one prompt, with this metadata, in their order."""
+    tokenizer = load_tokenizer(tiny_model)
+
+    def make(prompt_id: str, *texts: str, **metadata: object) -> list[Rollout]:
+        messages = ({"role": "user", "content": f"Where is my order {prompt_id}?"},)
+        prompt = Prompt(prompt_id, np.arange(3, 9, dtype=np.int32), messages, metadata)
+        result = []
+        for index, text in enumerate(texts):
+            ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], dtype=np.int32)
+            zeros = np.zeros(len(ids), dtype=np.int32)
+            result.append(Rollout(RolloutRequest(prompt, index, index), ids, zeros.astype(np.float32), zeros, "stop"))
+        return result
+
+    return make
+
+
+@pytest.fixture
+def served_worker(tiny_model, tmp_path) -> Callable[..., RewardWorker]:
+    """A worker, in this process, whose only sources are services; `kind` is judges or http."""
+
+    def make(kind: str, *sources: dict, key: str | None = None, folder: Path = tmp_path) -> RewardWorker:
+        quick = {"backoff_s": 0.01, "attempts": 3, "timeout_s": 5.0}
+        configs = [quick | ({"model": "judge-1"} if kind == "judges" else {}) | source for source in sources]
+        config = RewardConfig.model_validate({"model": None, kind: configs, "workers": Workers(threads=1)})
+        keys = {"TEST_KEY": SecretStr(key)} if key else {}
+        return RewardWorker(config, None, str(tiny_model), keys, str(folder))
 
     return make
