@@ -36,3 +36,17 @@ def tiny_model(tmp_path_factory) -> Path:
     texts = ["Hello, where is my order 1234?", "I am sorry. Your order 1234 will arrive on Monday."] * 20
     build_tiny_model(folder, texts, vocab_size=300, hidden_size=64, layers=2, heads=2, kv_heads=1, max_positions=128)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory, tiny_model) -> Path:
+    """A larger model with the tokenizer of `tiny_model`, and other opinions."""
+    from transformers import AutoTokenizer
+
+    from rlhf_ray.models.tiny import build_tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    shape = {"hidden_size": 128, "layers": 3, "heads": 2, "kv_heads": 1, "max_positions": 128}
+    build_tiny_model(folder, ["Hello, where is my order 1234?"] * 20, vocab_size=300, seed=5, **shape)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder

@@ -281,3 +281,31 @@ def test_nothing_is_nan_for_scores_without_variance(experience):
     algorithm = AlgorithmConfig(advantage="grpo", kl=KLConfig(placement="none"))
     assert prepare(experiences, collate(experiences), algorithm, 0.0).batch.advantages.tolist() == [0.0] * 8
     assert not math.isnan(prepare(experiences, collate(experiences), algorithm, 0.0).kl)
+
+
+def taught(experiences: list[Experience], logprobs: np.ndarray) -> list[Experience]:
+    parts = np.split(logprobs, np.cumsum(LENGTHS)[:-1])
+    return [replace(e, teacher_logprobs=part) for e, part in zip(experiences, parts, strict=True)]
+
+
+def test_a_teachers_advantages_are_added_to_the_rewards(experiences, batch):
+    """c·(log π_T − log π_old) at each token, after the whitening of the reward's advantages."""
+    teacher = batch.behaviour_logprobs + np.random.default_rng(3).normal(0, 0.5, sum(LENGTHS)).astype(np.float32)
+    algorithm = AlgorithmConfig()
+    plain = prepare(experiences, batch, algorithm, 0.1)
+    both = prepare(taught(experiences, teacher), batch, algorithm, 0.1, teaching=0.7)
+    difference = teacher - batch.old_logprobs
+    np.testing.assert_allclose(both.batch.advantages, plain.batch.advantages + 0.7 * difference, atol=1e-6)
+    np.testing.assert_array_equal(both.batch.returns, plain.batch.returns)
+    assert both.teacher_kl == pytest.approx(-difference.mean(), abs=1e-6) and plain.teacher_kl is None
+
+
+def test_a_teacher_alone_and_oracle_23(experiences, batch):
+    """Without a reward nothing else is in the advantages; and nothing at all where the teacher is the student."""
+    alone = AlgorithmConfig(advantage="none", kl=KLConfig(placement="none"))
+    teacher = batch.behaviour_logprobs
+    prepared = prepare(taught(experiences, teacher), batch, alone, 0.0, teaching=2.0)
+    np.testing.assert_allclose(prepared.batch.advantages, 2 * (teacher - batch.old_logprobs), atol=1e-6)
+    assert prepared.batch.returns is None
+    itself = prepare(taught(experiences, batch.old_logprobs), batch, alone, 0.0, teaching=2.0)
+    assert (itself.batch.advantages == 0).all() and itself.teacher_kl == 0

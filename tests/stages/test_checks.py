@@ -11,6 +11,7 @@ from rlhf_ray.config import ConfigError, RunConfig, parse_config
 from rlhf_ray.models.loading import NotAModel, load_reward_model, load_tokenizer
 from rlhf_ray.models.reward_heads import RewardHeads, RewardModelMismatch
 from rlhf_ray.models.tiny import build_tiny_model
+from rlhf_ray.scoring.errors import ServiceError
 from rlhf_ray.stages import checks
 
 
@@ -107,3 +108,33 @@ def test_a_name_that_is_neither_folder_nor_model(tiny_model, monkeypatch):
     """One slash looks like a hub's name; offline it must be refused now and not after hours."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "no folder here" in refused(NotAModel, "runs/sftt", LIGHT)
+
+
+ALONE = {"algorithm": {"advantage": "none", "kl": {"placement": "none"}}, "samples_per_prompt": 2}
+
+
+def test_a_teacher_that_reads_other_tokens(tiny_model, tiny_teacher, tmp_path):
+    teacher = {"workers": {"cpus": 0.01}}
+    alone = LIGHT | ALONE | {"reward": {"model": None}}
+    checks.check_run(config(tiny_model, alone | {"teacher": teacher | {"model": str(tiny_teacher)}}))
+    shape = {"hidden_size": 64, "layers": 1, "heads": 2, "kv_heads": 1, "max_positions": 128}
+    build_tiny_model(tmp_path / "other", ["Quite another text."] * 20, vocab_size=310, **shape)
+    refusal = refused(NotAModel, tiny_model, alone | {"teacher": teacher | {"model": str(tmp_path / "other")}})
+    assert "ppo.teacher.model: the tokenizer of" in refusal
+    absent = alone | {"teacher": teacher | {"model": str(tmp_path / "absent")}}
+    assert "ppo.teacher.model" in refused(NotAModel, tiny_model, absent)
+
+
+def test_judges_without_their_key_or_with_a_broken_template(tiny_model, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    judge = {"url": "http://judge/v1", "model": "m"}
+
+    def asking(**settings: Any) -> dict[str, Any]:
+        reward = LIGHT["reward"] | {"judges": [judge | settings]}
+        return LIGHT | {"samples_per_prompt": 2, "reward": reward}
+
+    message = refused(ServiceError, tiny_model, asking(api_key_env="NO_SUCH_KEY"))
+    assert "'judge' needs the key" in message and "NO_SUCH_KEY is not set" in message
+    assert "the template of judge 'judge' cannot be read" in refused(ServiceError, tiny_model, asking(template="{{ a"))
+    monkeypatch.setenv("NO_SUCH_KEY", "x")
+    checks.check_run(config(tiny_model, asking(api_key_env="NO_SUCH_KEY")))
