@@ -14,12 +14,14 @@ from functools import cached_property, partial
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.algorithms.rankings import all_pairs, preference_of_ranks
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.data.limits import Encoded, LengthLimit, fit
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Messages, Pair, Ranking, Scored
 from rlhf_ray.data.tokenize import encode_dialogue
+from rlhf_ray.learner.reward_objectives import PREFERENCE, RANK
 from rlhf_ray.models.reward_heads import MEAN_OF_GROUPS, RewardHeads
 
 Feedback = Pair | Ranking | Scored
@@ -118,6 +120,20 @@ def pack_elements(elements: Sequence[Element]) -> Batch:
         element_starts=starts,
         labels=np.concatenate([element.labels for element in elements]),
     )
+
+
+def decided_comparisons(batch: Batch, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [c] each: the better and the worse sequence of every comparison that says which is which; none for marks."""
+    if kind == "scores":
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    pairs = all_pairs(batch.element_sizes)
+    if kind == "rankings":
+        preference = preference_of_ranks(batch.labels[pairs.first, RANK], batch.labels[pairs.second, RANK])
+    else:
+        preference = batch.labels[pairs.first, PREFERENCE]
+    decided = preference != 0.5
+    first, second, forward = pairs.first[decided], pairs.second[decided], preference[decided] > 0.5
+    return np.where(forward, first, second), np.where(forward, second, first)
 
 
 def _said(record: Feedback, lesson: Lesson) -> tuple[tuple[Messages, ...], Iterator[tuple[float, ...]]]:

@@ -16,7 +16,7 @@ from rlhf_ray.models.loading import load_causal_lm, load_tokenizer, local_folder
 from rlhf_ray.models.tiny import build_tiny_model
 from rlhf_ray.stages.datasets import Datasets, Note, Split, dialogue_limit, fitting
 from rlhf_ray.stages.fit_state import FitState
-from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
+from rlhf_ray.stages.supervised import Documents, SupervisedJob, run_supervised
 from rlhf_ray.telemetry.run_folder import RunFolder
 
 
@@ -58,8 +58,9 @@ class LanguageTask:
     def restore(self, state: None) -> None:
         """nothing to go on from,"""
 
-    def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> None:
+    def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> Documents:
         """nothing to write."""
+        return {}
 
 
 def _dialogues(items: tuple[Dialogue, ...]) -> Batch:

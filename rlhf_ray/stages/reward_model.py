@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.algorithms.rankings import MOST_TIED
 from rlhf_ray.algorithms.reliability import Reliabilities
+from rlhf_ray.algorithms.reward_quality import longer_wins, measure_quality
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.run import RunConfig
@@ -26,10 +28,10 @@ from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_reward_model, load_tokenizer
 from rlhf_ray.stages.datasets import Datasets, Note, Split, dialogue_limit, fitting
-from rlhf_ray.stages.feedback import Feedback, Lesson, pack_elements, pair_of_edit, plan_lesson
+from rlhf_ray.stages.feedback import Feedback, Lesson, decided_comparisons, pack_elements, pair_of_edit, plan_lesson
 from rlhf_ray.stages.fit_state import FitState
-from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
-from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.stages.supervised import Documents, SupervisedJob, run_supervised
+from rlhf_ray.telemetry.run_folder import QUALITY, RunFolder
 
 
 def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Datasets, note: Note) -> FitState:
@@ -42,7 +44,10 @@ def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Dat
         pack_elements(fitting(lesson.encode(tokenizer, part, limit), settings.kind, limit, note))
         for part in (records.train, records.held_out)
     ]
-    job = SupervisedJob("reward_model", folder, model, settings, RewardTask(settings, lesson), config.seed)
+    task = RewardTask(
+        settings, lesson, longer_wins(batches[0].lengths, *decided_comparisons(batches[0], settings.kind))
+    )
+    job = SupervisedJob("reward_model", folder, model, settings, task, config.seed)
     return run_supervised(job, *batches)
 
 
@@ -79,8 +84,9 @@ def _refuse_crowds(rankings: Sequence[Ranking]) -> None:
 class RewardTask:
     """A reward model, and what is learned beside it of the people whose labels it learns from."""
 
-    def __init__(self, config: RewardModelConfig, lesson: Lesson) -> None:
-        self.lesson = lesson
+    def __init__(self, config: RewardModelConfig, lesson: Lesson, longer_is_better: bool) -> None:
+        """`longer_is_better`: what the training labels say of length, to hold the model against."""
+        self.lesson, self.kind, self.longer_is_better = lesson, config.kind, longer_is_better
         self.objective = RewardObjective(config, lesson.heads, len(lesson.annotators))
 
     def load(self, model: str, dtype: str, attention: str, seed: int) -> nn.Module:
@@ -99,8 +105,12 @@ class RewardTask:
         """Believe it again."""
         self.objective.reliabilities = state
 
-    def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> None:
-        """Write what the rows mean, their normalisation on the held-out responses, and what was learned of annotators."""
+    def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> Documents:
+        """Write what the rows mean, their normalisation on the held-out responses, and what was learned of annotators.
+
+        Returns:
+            `quality.json`, of held-out comparisons; nothing for marks.
+        """
         (everything,) = plan_micro_batches(held_out.lengths, 1, micro_batch_tokens).micro_batches
         outputs = model.evaluate(held_out, everything, lambda module, padded: module(padded))
         config = model.engine.module.model.config
@@ -113,3 +123,10 @@ class RewardTask:
         if self.objective.reliabilities is not None:
             values = np.round(self.objective.reliabilities.values, 4).tolist()
             config.annotator_reliability = dict(zip(self.lesson.annotators, values, strict=True))
+        better, worse = decided_comparisons(held_out, self.kind)
+        if not len(better):
+            return {}
+        rewards = np.empty(len(held_out))
+        rewards[np.concatenate(everything)] = outputs.reshape(len(held_out), -1) @ self.lesson.heads.coefficients()
+        quality = measure_quality(rewards, held_out.lengths, better, worse, self.longer_is_better)
+        return {QUALITY: asdict(quality)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.run_folder import RunFolder
 
 Kind = Literal["sft", "reward_model"]
+Documents = Mapping[str, Any]
+"""File name to what it holds."""
 FIT = "fit.json"
 """Beside the model: how its training ended."""
 
@@ -48,8 +51,12 @@ class Task(Protocol):
     def restore(self, state: Any) -> None:
         """Go on from a `state()`."""
 
-    def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> None:
-        """Write into the model's config what stands there, before it is saved. All ranks take part."""
+    def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> Documents:
+        """Write into the model's config what stands there, before it is saved. All ranks take part.
+
+        Returns:
+            What is to stand beside the model, as JSON.
+        """
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,11 @@ class SupervisedLoop:
 
     def save_model(self, folder: Path) -> None:
         """The model as it is now, with what its config has to say."""
-        self.job.task.finish(self.model, self.held_out, self.job.config.learner.micro_batch_tokens)
+        documents = self.job.task.finish(self.model, self.held_out, self.job.config.learner.micro_batch_tokens)
         self.model.save_pretrained(folder, tokenizer_from=self.job.model)
+        if self.model.rank == 0:
+            for name, document in documents.items():
+                (folder / name).write_text(json.dumps(document, indent=1) + "\n")
 
     def best_folder(self, state: FitState) -> Path:
         """Where the best model of a state waits for the end of the stage."""

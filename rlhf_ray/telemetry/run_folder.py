@@ -35,6 +35,10 @@ class RunFolderTaken(RunFolderError):
     """A fresh run was asked for in a folder that holds a run already."""
 
 
+QUALITY = "quality.json"
+"""In a reward model's folder: how good it is on held-out labels (`algorithms.reward_quality.RewardQuality`)."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of one run. It holds no open file, so it can be sent to the other processes of the run."""
@@ -98,6 +102,11 @@ class RunFolder:
     def reward_model(self) -> Path:
         """Hugging Face folder of the reward model, and the stage's metrics."""
         return self.path / "reward_model"
+
+    @property
+    def reward_quality(self) -> Path:
+        """How good the reward model is on held-out labels; not there for marks."""
+        return self.reward_model / QUALITY
 
     @property
     def policy(self) -> Path:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from rlhf_ray.algorithms.reward_quality import measure_quality
 from rlhf_ray.telemetry.events import EventLog
 from rlhf_ray.telemetry.report import write_report
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
@@ -196,3 +199,16 @@ def test_same_folder_gives_the_same_page(folder):
     write_everything(folder)
     first = write_report(folder).read_bytes()
     assert write_report(folder).read_bytes() == first
+
+
+def test_the_reward_models_quality_is_drawn(tmp_path):
+    generator = np.random.default_rng(0)
+    rewards, lengths = generator.normal(size=200), generator.integers(5, 50, 200)
+    better, worse = np.arange(0, 200, 2), np.arange(1, 200, 2)
+    quality = asdict(measure_quality(rewards, lengths, better, worse, longer_is_better=False))
+    folder = RunFolder(tmp_path / "run")
+    folder.reward_model.mkdir(parents=True)
+    folder.reward_quality.write_text(json.dumps(quality))
+    page = write_report(folder).read_text()
+    assert "How far the reward model can be trusted" in page and "“shorter is better”" in page
+    assert f"{100 * quality['accuracy']['value']:.1f}" in page and page.count("<circle") >= 10 + 4

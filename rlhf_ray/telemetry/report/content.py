@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rlhf_ray.telemetry.events import Event, read_events
@@ -42,6 +43,8 @@ class Content:
     name: str
     stages: Mapping[str, list[dict[str, Any]]]
     """Metrics records of the stages `sft`, `reward_model` and `ppo`."""
+    reward_quality: Mapping[str, Any] | None
+    """Of the reward model on held-out labels."""
     evaluation: Mapping[str, Any] | None
     answers: tuple[Answers, ...]
     answers_total: int
@@ -59,7 +62,8 @@ def read_content(folder: RunFolder) -> Content:
     return Content(
         name=folder.name,
         stages={stage: read_metrics(folder.stage_metrics(stage)) for stage in ("sft", "reward_model", "ppo")},
-        evaluation=_read_evaluation(folder),
+        reward_quality=_read_json(folder.reward_quality, "Train the reward model again to write it anew"),
+        evaluation=_read_json(folder.evaluation, "Evaluate again to write it anew"),
         answers=tuple(_answers(row) for row in islice(rows, MAX_ANSWERS)),
         answers_total=len(rows),
         event_counts=dict(Counter(event.kind for event in events).most_common()),
@@ -68,13 +72,13 @@ def read_content(folder: RunFolder) -> Content:
     )
 
 
-def _read_evaluation(folder: RunFolder) -> Mapping[str, Any] | None:
-    if not folder.evaluation.exists():
+def _read_json(path: Path, remedy: str) -> Mapping[str, Any] | None:
+    if not path.exists():
         return None
     try:
-        return json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder.evaluation}: not JSON ({error}). Evaluate again to write it anew.") from error
+        raise ValueError(f"{path}: not JSON ({error}). {remedy}.") from error
 
 
 def _answers(row: Mapping[str, Any]) -> Answers:

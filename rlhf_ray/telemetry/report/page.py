@@ -17,6 +17,7 @@ from rlhf_ray.telemetry.report.charts import ppo_sections, stage_sections
 from rlhf_ray.telemetry.report.content import ROUTINE_EVENTS, Content, read_content
 from rlhf_ray.telemetry.report.figures import duration, figure
 from rlhf_ray.telemetry.report.headlines import POLICY_NAMES, headlines
+from rlhf_ray.telemetry.report.quality import quality_section
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
 
 _FOLDER = Path(__file__).parent
@@ -47,7 +48,10 @@ def render(content: Content) -> str:
         facts=_facts(content),
         headlines=headlines(content.evaluation),
         sections=ppo_sections(content.stages["ppo"]),
-        stage_sections=stage_sections(content.stages["sft"], content.stages["reward_model"]),
+        stage_sections=[
+            *stage_sections(content.stages["sft"], content.stages["reward_model"]),
+            *quality_section(content.reward_quality),
+        ],
         policy_names=POLICY_NAMES,
         routine_events=sorted(ROUTINE_EVENTS & content.event_counts.keys()),
         style=(_FOLDER / "report.css").read_text(encoding="utf-8"),

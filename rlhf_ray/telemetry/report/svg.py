@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +94,42 @@ def stacked_chart(
     return _picture(title, body, hover)
 
 
+def calibration_chart(title: str, points: Sequence[tuple[float, float]]) -> Markup:
+    """Draw confidence against accuracy, both shares, and the diagonal on which they agree."""
+    low = min(0.4, *(value for point in points for value in point))
+    x, y = _Scale(low, 1.0, LEFT, RIGHT), _Scale(low, 1.0, BOTTOM, TOP)
+    across = np.asarray([point[0] for point in points])
+    up = np.asarray([point[1] for point in points])
+    corners = np.asarray([low, 1.0])
+    dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3.5" fill="var(--series-1)"/>')
+    body = [
+        _grid(x, y, "%", "%"),
+        _stroke(x(corners), y(corners), "var(--ink)", dashes="1 3.5"),
+        _stroke(x(across), y(up), "var(--series-1)"),
+        *(dot.format(x(a), y(b)) for a, b in points),
+    ]
+    return _picture(title, body, [])
+
+
+def interval_chart(title: str, shares: Mapping[str, tuple[float, float, float]]) -> Markup:
+    """Draw shares (low, value, high) as points with their intervals, one to a row; a line marks one half."""
+    x = _Scale(min(0.4, *(low for low, _, _ in shares.values())), 1.0, LEFT, RIGHT)
+    rows = np.linspace(TOP, BOTTOM, len(shares) + 2)[1:-1]
+    y = _Scale(0.0, 1.0, BOTTOM, TOP)
+    row = Markup(
+        '<line x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}" stroke="var(--series-{})" stroke-width="6" opacity=".35"/>'
+        '<circle cx="{:.1f}" cy="{:.1f}" r="4.5" fill="var(--series-{})"/><text x="{:.1f}" y="{:.1f}" >{}</text>'
+    )
+    body = [
+        _grid(x, y, None, "%"),
+        _stroke(np.full(2, x(0.5)), np.asarray([TOP, BOTTOM]), "var(--ink)", dashes="1 3.5"),
+    ]
+    for number, (at, (label, (low, value, high))) in enumerate(zip(rows, shares.items(), strict=True)):
+        colour = 1 if number == 0 else 2
+        body.append(row.format(x(low), x(high), at, at, colour, x(value), at, colour, LEFT, at - 9, label))
+    return _picture(title, body, [])
+
+
 def _picture(title: str, body: Sequence[Markup], hover: Sequence[dict[str, object]]) -> Markup:
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}" data-hover="{}">{}'
@@ -101,18 +137,22 @@ def _picture(title: str, body: Sequence[Markup], hover: Sequence[dict[str, objec
     ).format(WIDTH, HEIGHT, title, json.dumps(hover), Markup("").join(body), TOP, BOTTOM)
 
 
-def _grid(x: _Scale, y: _Scale, unit: str) -> Markup:
+def _grid(x: _Scale, y: _Scale, unit: str | None, x_unit: str | None = None) -> Markup:
+    """Rules and figures of both axes; `unit` None: no figures on y; `x_unit` None: x counts steps."""
     rule = Markup(
         '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text x="{}" y="{:.1f}" class="y">{}</text>'
     )
     mark = Markup('<text x="{:.1f}" y="{}" class="x">{}</text>')
     values = [
         rule.format(LEFT, RIGHT, y(value), y(value), LEFT - 6, y(value) + 3.5, _tick_label(value, unit))
-        for value in ticks(y.low, y.high)
+        for value in (ticks(y.low, y.high) if unit is not None else ())
     ]
-    whole_steps = dict.fromkeys(round(tick) for tick in ticks(x.low, x.high, 5))
-    steps = [mark.format(x(step), BOTTOM + 16, compact(step)) for step in whole_steps if x.low <= step <= x.high]
-    return Markup("").join(values + steps)
+    across = ticks(x.low, x.high, 5)
+    if x_unit is None:
+        across = [step for step in dict.fromkeys(round(tick) for tick in across) if x.low <= step <= x.high]
+    labels = (compact(at) if x_unit is None else _tick_label(at, x_unit) for at in across)
+    marks = [mark.format(x(at), BOTTOM + 16, label) for at, label in zip(across, labels, strict=True)]
+    return Markup("").join(values + marks)
 
 
 def _tick_label(value: float, unit: str) -> str:

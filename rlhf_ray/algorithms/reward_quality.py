@@ -1,0 +1,125 @@
+"""How good a reward model is on labels that it has not seen: accuracy, calibration, and what length alone explains. Pure.
+
+Invariants: a comparison is a difference of two rewards (or lengths), the better response's first; a figure that the data cannot
+give is None; a difference of exactly zero counts as half right, so that a constant model has one half.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+Z_95 = 1.959964
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Share:
+    """How often something holds, with the 95 % interval of Wilson (JASA 1927)."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    """Cases behind it."""
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Comparisons of about equal confidence."""
+
+    confidence: float
+    """Mean of σ(|Δr|): how sure the model was of its order."""
+    accuracy: float
+    """How often that order was right."""
+    count: int
+
+
+@dataclass(frozen=True)
+class RewardQuality:
+    """What is written down of a reward model after its training."""
+
+    accuracy: Share
+    """Of comparisons ordered as people did."""
+    length_baseline: Share
+    """Of the rule "longer is better", or its opposite if that is what the training labels say."""
+    longer_is_better: bool
+    """Which of the two rules that is."""
+    accuracy_when_longer_is_better: Share | None
+    """Where the better response is the longer one,"""
+    accuracy_when_shorter_is_better: Share | None
+    """and where it is the shorter one: a model that follows length is good at one and bad at the other."""
+    reward_length_correlation: float | None
+    """Pearson's, over all responses."""
+    calibration: tuple[CalibrationBin, ...]
+    """Bins of equal size, by growing confidence."""
+    expected_calibration_error: float
+    """Mean over comparisons of |accuracy − confidence| of their bin (Naeini et al., AAAI 2015)."""
+
+
+def measure_quality(
+    rewards: np.ndarray, lengths: np.ndarray, better: np.ndarray, worse: np.ndarray, longer_is_better: bool
+) -> RewardQuality:
+    """The figures of a reward model.
+
+    Args:
+        rewards: float64 [n], as the model gives them: for Bradley–Terry Δr is the logit of a preference.
+        lengths: int64 [n], tokens of each response (a prompt that both sides share may be included).
+        better, worse: int64 [c], indices of the two sides of each decided comparison.
+        longer_is_better: which rule the training labels support, see `longer_wins`.
+
+    Raises:
+        ValueError: there is no comparison.
+    """
+    if not len(better):
+        raise ValueError("quality is measured on comparisons, and there is none that says which response is better")
+    gain = rewards[better] - rewards[worse]
+    more = lengths[better] - lengths[worse]
+    calibration, error = calibrate(gain)
+    return RewardQuality(
+        accuracy=ordered(gain),
+        length_baseline=ordered(more if longer_is_better else -more),
+        longer_is_better=longer_is_better,
+        accuracy_when_longer_is_better=ordered(gain[more > 0]) if (more > 0).any() else None,
+        accuracy_when_shorter_is_better=ordered(gain[more < 0]) if (more < 0).any() else None,
+        reward_length_correlation=_correlation(rewards, lengths),
+        calibration=calibration,
+        expected_calibration_error=error,
+    )
+
+
+def longer_wins(lengths: np.ndarray, better: np.ndarray, worse: np.ndarray) -> bool:
+    """Whether the longer response is more often the better one: the only thing that a length-only model can learn."""
+    return bool(np.sign(lengths[better] - lengths[worse]).sum() >= 0)
+
+
+def ordered(differences: np.ndarray) -> Share:
+    """The share of comparisons whose difference is positive; differences [c], c ≥ 1."""
+    right = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
+    return wilson(right, len(differences))
+
+
+def wilson(successes: float, count: int) -> Share:
+    """A share and its interval, by inverting the normal test: `(p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n)`."""
+    share, z2 = successes / count, Z_95**2 / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
+    return Share(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), count)
+
+
+def calibrate(gain: np.ndarray) -> tuple[tuple[CalibrationBin, ...], float]:
+    """Bins of |Δr| against how often its order was right, and the expected calibration error; gain [c] is Δr."""
+    confidence = 1.0 / (1.0 + np.exp(-np.abs(gain)))
+    right = (gain > 0) + 0.5 * (gain == 0)
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(BINS, len(gain)))
+    bins = tuple(CalibrationBin(float(confidence[p].mean()), float(right[p].mean()), len(p)) for p in parts)
+    error = sum(part.count * abs(part.accuracy - part.confidence) for part in bins) / len(gain)
+    return bins, float(error)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    if len(one) < 2 or one.std() == 0 or other.std() == 0:
+        return None
+    return float(np.corrcoef(one, other)[0, 1])

@@ -1,0 +1,64 @@
+"""Figures of a reward model against closed forms and planted truths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, ordered, wilson
+
+
+def test_the_interval_is_where_the_normal_test_stops_rejecting():
+    share = wilson(63, 90)
+    for bound in (share.low, share.high):
+        assert abs(share.value - bound) / np.sqrt(bound * (1 - bound) / 90) == pytest.approx(1.959964)
+    assert (share.value, share.count) == (0.7, 90)
+
+
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_an_interval_holds_its_share(count, part):
+    share = wilson(round(part * count), count)
+    assert 0 <= share.low <= share.value <= share.high <= 1
+
+
+def test_a_model_that_knows_nothing_has_one_half():
+    assert ordered(np.zeros(7)).value == 0.5
+
+
+def test_a_calibrated_model_has_no_error_and_an_overconfident_one_has_much():
+    """Labels are drawn from σ(Δr), which is what Bradley–Terry claims."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 1.5, 40_000)
+    agrees = generator.random(40_000) < 1 / (1 + np.exp(-np.abs(logits)))
+    gain = np.where(agrees, np.abs(logits), -np.abs(logits))
+    bins, error = calibrate(gain)
+    assert error < 0.01 and all(abs(b.accuracy - b.confidence) < 0.03 for b in bins)
+    assert [b.count for b in bins] == [4000] * 10
+    assert calibrate(5 * gain)[1] > 0.15
+
+
+def test_a_model_that_is_length_is_found_out():
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(10, 90, 400)
+    better, worse = np.arange(0, 400, 2), np.arange(1, 400, 2)
+    quality = measure_quality(-0.1 * lengths, lengths, better, worse, longer_is_better=False)
+    assert quality.accuracy == quality.length_baseline
+    assert quality.accuracy_when_longer_is_better.value == 0 and quality.accuracy_when_shorter_is_better.value == 1
+    assert quality.reward_length_correlation == pytest.approx(-1)
+    assert quality.accuracy.value == np.mean(lengths[better] < lengths[worse]) + 0.5 * np.mean(
+        lengths[better] == lengths[worse]
+    )
+
+
+def test_what_length_can_learn():
+    lengths = np.asarray([5, 3, 9, 1, 2, 4])
+    assert longer_wins(lengths, np.asarray([0, 2, 4]), np.asarray([1, 3, 5]))
+    assert not longer_wins(lengths, np.asarray([1, 3]), np.asarray([0, 2]))
+
+
+def test_without_comparisons():
+    nothing = np.zeros(0, dtype=np.int64)
+    with pytest.raises(ValueError, match="there is none"):
+        measure_quality(np.zeros(2), np.ones(2), nothing, nothing, True)
