@@ -17,11 +17,14 @@ class SourceConfig(Section):
     """A file, or a data set of a hub."""
 
     location: str
-    """Path of a JSONL, CSV or Parquet file, relative to the working directory; or a hub name where there is network."""
+    """Path of a JSONL, CSV or Parquet file, relative to the working directory; or a hub name where there is network,
+    or the folder of such a data set."""
     format: Format = "auto"
     """How a row says what it says (`rlhf_ray.data.formats`); auto: by the first row's keys."""
     split: str = "train"
     """Split of a hub data set."""
+    subset: str | None = None
+    """Subset of a hub data set that has several, such as `main` of openai/gsm8k."""
     limit: int | None = Field(None, ge=1)
     """Read only the first so many records."""
 
@@ -40,11 +43,11 @@ class SimulateConfig(Section):
     held_out_prompts: int = Field(256, ge=1)
     """Prompts for evaluation."""
     rankings: int = Field(200, ge=1)
-    """Further kinds of feedback, written for later use: rankings,"""
+    """Orders of three to five answers, for a reward model of kind rankings."""
     scores: int = Field(200, ge=1)
-    """scores"""
+    """Marks, overall and by aspect, for one of kind scores."""
     edits: int = Field(200, ge=1)
-    """and edits."""
+    """Corrections, which one of kind pairs learns from beside the pairs."""
 
 
 class DataConfig(Section):

@@ -15,11 +15,10 @@ import numpy as np
 
 from rlhf_ray.data.formats import PARSERS, Format, detect_format
 from rlhf_ray.data.limits import Record
-from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Demonstration, Edit, Messages, Pair, PromptRecord, Ranking, Scored
-from rlhf_ray.data.rows import Malformed, Row, load_rows
+from rlhf_ray.data.rows import DataError, Malformed, Row, load_rows
 
-_ORDER = ("pairs", "rankings", "scores", "edits", "demonstrations", "prompts")
+_ORDER = ("rankings", "pairs", "scores", "edits", "demonstrations", "prompts")
 """A format's main kind is the first of these that it holds: the others follow from it."""
 
 
@@ -58,6 +57,24 @@ class PairFigures:
 
 
 @dataclass(frozen=True)
+class Leaks:
+    """Rows whose prompt is in the other source, too."""
+
+    exact: int
+    """Word for word,"""
+    normalised: int
+    """or but for case, white space and punctuation; these include the former."""
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A malformed line."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Check:
     """Everything that `data check` says of a source, for people and programs."""
 
@@ -65,7 +82,7 @@ class Check:
     kinds: tuple[str, ...]
     rows: int
     """Readable ones."""
-    malformed: int
+    malformed: tuple[Flaw, ...]
     prompts: Lengths
     """Characters."""
     answers: Lengths | None
@@ -74,14 +91,14 @@ class Check:
     """Rows whose prompt an earlier row has."""
     repeated_rows: int
     """Rows that say what an earlier row says."""
-    leaks: int | None
-    """Rows whose prompt, normalised, is in the other source, too."""
+    leaks: Leaks | None
+    """None: there is no other source."""
     annotators: dict[str, int]
     groups: dict[str, int]
     pairs: PairFigures | None
 
 
-def read_all(location: str, format: Format = "auto", split: str = "train") -> Contents:
+def read_all(location: str, format: Format = "auto", split: str = "train", subset: str | None = None) -> Contents:
     """All rows of a source as records of its main kind; malformed ones are kept as such.
 
     Raises:
@@ -89,17 +106,17 @@ def read_all(location: str, format: Format = "auto", split: str = "train") -> Co
     """
     records: list[Record] = []
     malformed: list[Malformed] = []
-    for row in load_rows(location, split):
+    for row in load_rows(location, split, subset):
         if isinstance(row, Row):
             try:
                 format = detect_format(row.value) if format == "auto" else format
                 records.append(PARSERS[_kinds(format)[0]][format](row.value))
             except ValueError as error:
-                malformed.append(Malformed(row.number, row.text, str(error)))
+                malformed.append(row.malformed(str(error)))
         else:
             malformed.append(row)
     if not records:
-        first = f"; line {malformed[0].number}: {malformed[0].reason}" if malformed else ""
+        first = f"; {malformed[0].place}: {malformed[0].reason}" if malformed else ""
         raise DataError(f"{location}: no readable row among {len(malformed)}{first}")
     return Contents(format, _kinds(format), tuple(records), tuple(malformed))
 
@@ -110,17 +127,16 @@ def check(contents: Contents, against: Contents | None = None) -> Check:
     prompts = [prompt_of(record) for record in records]
     answers = [_text(answer) for record in records for answer in answers_of(record)]
     keys = Counter(_key(prompt) for prompt in prompts)
-    elsewhere = None if against is None else {_normalised(prompt_of(record)) for record in against.records}
     return Check(
         format=contents.format,
         kinds=contents.kinds,
         rows=len(records),
-        malformed=len(contents.malformed),
+        malformed=tuple(Flaw(line.place, line.reason) for line in contents.malformed),
         prompts=lengths([len(_text(prompt)) for prompt in prompts]),
         answers=lengths([len(answer) for answer in answers]) if answers else None,
         repeated_prompts=len(prompts) - len(keys),
         repeated_rows=len(records) - len({_content(record) for record in records}),
-        leaks=None if elsewhere is None else sum(_normalised(prompt) in elsewhere for prompt in prompts),
+        leaks=None if against is None else _leaks(prompts, [prompt_of(record) for record in against.records]),
         annotators=_named(records, "annotator"),
         groups=_named(records, "group"),
         pairs=_pair_figures([r for r in records if isinstance(r, Pair)]) if contents.kinds[0] == "pairs" else None,
@@ -156,11 +172,15 @@ def _kinds(format: Format) -> tuple[str, ...]:
     return tuple(kind for kind in _ORDER if format in PARSERS[kind])
 
 
+def _leaks(prompts: Sequence[Messages], elsewhere: Sequence[Messages]) -> Leaks:
+    return Leaks(*(sum(map(set(map(key, elsewhere)).__contains__, map(key, prompts))) for key in (_key, _normalised)))
+
+
 def _pair_figures(pairs: Sequence[Pair]) -> PairFigures:
-    choices = Counter((_key(p.prompt), _text(p.chosen), _text(p.rejected)) for p in pairs if p.preference > 0.5)
-    conflicting = sum(count for (prompt, one, other), count in choices.items() if (prompt, other, one) in choices)
     decided = [p for p in pairs if p.preference != 0.5]
     better = [(p.chosen, p.rejected) if p.preference > 0.5 else (p.rejected, p.chosen) for p in decided]
+    choices = Counter((_key(p.prompt), _key(good), _key(bad)) for p, (good, bad) in zip(decided, better, strict=True))
+    conflicting = sum(count for (prompt, one, other), count in choices.items() if (prompt, other, one) in choices)
     differences = np.asarray([len(_text(good)) - len(_text(bad)) for good, bad in better])
     differing = differences[differences != 0]
     longer = float((differing > 0).mean()) if len(differing) else None

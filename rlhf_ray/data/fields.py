@@ -36,13 +36,20 @@ def prompt_turns(value: Any, what: str = "prompt") -> Messages:
     return turns
 
 
-def answer_turns(value: Any, what: str) -> Messages:
-    """What follows a prompt, from a list of messages, one message, or the assistant's text."""
+def answer_turns(value: Any, what: str, prompt: Messages = ()) -> Messages:
+    """What follows a prompt, from a list of messages, one message, or the assistant's text.
+
+    Some data sets repeat the prompt before every answer (UltraFeedback as TRL publishes it): it is not said twice.
+    """
     if isinstance(value, str):
         value = [{"role": "assistant", "content": value}]
     if isinstance(value, dict):
         value = [value]
-    return messages_of(value, what, ends_with="assistant")
+    turns = messages_of(value, what, ends_with="assistant")
+    turns = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+    if turns[0]["role"] != "assistant":
+        raise ValueError(f"{what} must begin with the assistant's turn, or with the whole prompt and then that")
+    return turns
 
 
 def about(row: Row) -> dict[str, Any]:
@@ -66,13 +73,24 @@ def number(row: Row, key: str, at_least: float = -math.inf, at_most: float = mat
         return None
     try:
         result = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{key} must be a number, not {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{key} must be a number, not {str(value)[:60]!r}") from None
     if not math.isfinite(result) or not at_least <= result <= at_most:
         raise ValueError(f"{key} must be a finite number from {at_least:g} to {at_most:g}, not {value!r}")
     return result
 
 
+def flag(row: Row, key: str) -> bool:
+    """Yes or no, also as 1 and 0 or as a CSV file has it. Raises ValueError where the row does not say."""
+    value = value_at(row, key)
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    if (said := known.get(str(value).lower())) is None:
+        raise ValueError(f"{key} must be true or false, not {str(value)[:60]!r}")
+    return said
+
+
 def _name(row: Row, key: str) -> str | None:
     value = row.get(key)
+    if isinstance(value, dict | list):
+        raise ValueError(f"{key} must be a name, not {str(value)[:60]!r}")
     return None if value is None or value == "" else str(value)

@@ -1,14 +1,15 @@
 """Reads records of any kind from a file or a hub data set, in any format of formats.py.
 
-Invariants: one row gives one record or is malformed, never half; malformed rows are fatal or quarantined by a setting,
-never silently lost; a source from which nothing can be read is an error whatever the setting.
+Invariants: one row gives its records or is malformed, never half; malformed rows are fatal or quarantined by a setting, and
+rows without a record of the kind that is asked for are counted, so none is silently lost; a source from which nothing can be
+read is an error whatever the setting.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +17,13 @@ from typing import Any, Literal
 from rlhf_ray.data.formats import PARSERS, Format, detect_format
 from rlhf_ray.data.limits import Record
 from rlhf_ray.data.records import PromptRecord
-from rlhf_ray.data.rows import Malformed, load_rows
-from rlhf_ray.errors import InputError
+from rlhf_ray.data.rows import DataError, Malformed, load_rows
+
+__all__ = ["DataError", "Kind", "Loaded", "OnMalformed", "Source", "load"]
 
 OnMalformed = Literal["fail", "quarantine"]
+Parsed = Record | tuple[Record, ...]
 Kind = Literal["demonstrations", "pairs", "rankings", "scores", "edits", "prompts"]
-
-
-class DataError(InputError, ValueError):
-    """A data source that cannot be used: the message names the source, the line and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Loaded:
     records: tuple[Record, ...]
     quarantined: int
     """Number of malformed rows left out."""
+    without: int = 0
+    """Number of rows that hold no such record: nobody called an answer good enough to imitate."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Source:
     format: Format = "auto"
     split: str = "train"
     """Only for hub data sets."""
+    subset: str | None = None
+    """Only for hub data sets that have several: which."""
     limit: int | None = None
-    """Stop after so many records."""
+    """Stop after so many records; what comes behind them is not read."""
     on_malformed: OnMalformed = "fail"
     quarantine: Path | None = None
     """Where malformed rows are written, with numbers and reasons; None: they are only counted."""
@@ -70,38 +73,45 @@ def _with_own_ids(prompts: Iterable[PromptRecord]) -> Iterator[PromptRecord]:
         yield replace(prompt, id=prompt.id + again)
 
 
-def _load(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Record]]) -> Loaded:
+def _load(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Parsed]]) -> Loaded:
     records: list[Record] = []
     malformed: list[Malformed] = []
+    without = 0
     for found in _parsed(source, parsers):
         if not isinstance(found, Malformed):
-            records.append(found)
-            if len(records) == source.limit:
+            several = found if isinstance(found, tuple) else (found,)
+            without += not several
+            records += several
+            if source.limit is not None and len(records) >= source.limit:
                 break
         elif source.on_malformed == "fail":
             raise DataError(
-                f"{source.location}, line {found.number}: {found.reason}. "
-                f"Mend the line, or set on_malformed to quarantine to leave such lines out"
+                f"{source.location}, {found.place}: {found.reason}. "
+                f"Mend the {found.unit}, or set on_malformed to quarantine to leave such {found.unit}s out"
             )
         else:
             malformed.append(found)
     if malformed and source.quarantine:
-        lines = ({"line": bad.number, "reason": bad.reason, "text": bad.text} for bad in malformed)
+        lines = ({bad.unit: bad.number, "reason": bad.reason, "text": bad.text} for bad in malformed)
         source.quarantine.parent.mkdir(parents=True, exist_ok=True)
         source.quarantine.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    if not records and malformed:
-        first = malformed[0]
-        raise DataError(
-            f"{source.location}: all {len(malformed)} lines are malformed; line {first.number}: {first.reason}"
-        )
     if not records:
-        raise DataError(f"{source.location} is empty: it must hold at least one row")
-    return Loaded(tuple(records), len(malformed))
+        raise DataError(f"{source.location}{_emptiness(malformed, without)}")
+    return Loaded(tuple(records[: source.limit]), len(malformed), without)
 
 
-def _parsed(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Record]]) -> Iterator[Record | Malformed]:
+def _emptiness(malformed: Sequence[Malformed], without: int) -> str:
+    if malformed and not without:
+        first = malformed[0]
+        return f": all {len(malformed)} {first.unit}s are malformed; {first.place}: {first.reason}"
+    if without:
+        return f": no record of this kind in {without} good rows, besides {len(malformed)} malformed ones"
+    return " is empty: it must hold at least one row"
+
+
+def _parsed(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Parsed]]) -> Iterator[Parsed | Malformed]:
     format = source.format
-    for row in load_rows(source.location, source.split):
+    for row in load_rows(source.location, source.split, source.subset, source.limit):
         if isinstance(row, Malformed):
             yield row
             continue
@@ -112,4 +122,4 @@ def _parsed(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Rec
                 raise ValueError(f"format {format} holds no such records; those that do are {', '.join(parsers)}")
             yield parsers[format](row.value)
         except ValueError as error:
-            yield Malformed(row.number, row.text, str(error))
+            yield row.malformed(str(error))

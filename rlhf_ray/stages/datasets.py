@@ -101,6 +101,9 @@ def _simulated(config: DataConfig, folder: Path, seed: int) -> Datasets:
         records = load(kind, Source(getattr(data, kind))).records
         if kind in held_out:
             splits[kind] = Split(records, load(kind, Source(held_out[kind])).records)
+        elif kind == "edits":
+            # They are learned together with the pairs, and measured on the pairs of dialogues that no training file has.
+            splits[kind] = Split(records, ())
         else:
             splits[kind] = _split(records, kind, config.held_out_fraction)
     return Datasets(**splits)
@@ -111,11 +114,14 @@ def _read(config: DataConfig, kind: str, folder: Path, note: Note) -> Split | No
     if source is None:
         return None
     quarantine = folder / "data" / f"quarantined_{kind}.jsonl"
-    loaded = load(
-        kind, Source(source.location, source.format, source.split, source.limit, config.on_malformed, quarantine)
-    )
+    where = (source.location, source.format, source.split, source.subset, source.limit)
+    loaded = load(kind, Source(*where, config.on_malformed, quarantine))
     if loaded.quarantined:
         note(f"{loaded.quarantined} malformed lines of {source.location} are left out; see data/{quarantine.name}")
+    if loaded.without:
+        note(
+            f"{loaded.without} rows of {source.location} say of no answer that it is good; data.{kind} is without them"
+        )
     split = _split(loaded.records, kind, config.held_out_fraction)
     if not split.train or not split.held_out:
         raise DataError(

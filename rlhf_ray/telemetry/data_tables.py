@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.data.check import Check, Lengths, answers_of, prompt_of
 from rlhf_ray.data.limits import Record
-from rlhf_ray.data.rows import Malformed
 from rlhf_ray.data.tokenize import Dialogue
 from rlhf_ray.data.tokens import TokenCounts, dialogues
 from rlhf_ray.telemetry.console import console
@@ -21,16 +20,16 @@ _SHOWN = 8
 """Malformed lines and names that are listed; the rest is counted."""
 
 
-def print_check(name: str, result: Check, tokens: TokenCounts | None, malformed: Sequence[Malformed]) -> None:
+def print_check(name: str, result: Check, tokens: TokenCounts | None) -> None:
     """One table of figures, and the malformed lines."""
     table = Table(title=name, title_justify="left", show_header=False)
     for label, value in _figures(result, tokens):
         table.add_row(label, value)
     console.print(table)
-    for line in malformed[:_SHOWN]:
-        console.print(Text(f"line {line.number}: {line.reason}", style="red"))
-    if len(malformed) > _SHOWN:
-        console.print(f"… and {len(malformed) - _SHOWN} more malformed lines")
+    for flaw in result.malformed[:_SHOWN]:
+        console.print(Text(f"{flaw.place}: {flaw.reason}", style="red"))
+    if len(result.malformed) > _SHOWN:
+        console.print(f"… and {len(result.malformed) - _SHOWN:,} more malformed; --json lists all")
 
 
 def print_rows(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -54,7 +53,7 @@ def _marked(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterator[
 def _figures(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]:
     rows = [
         ("format", f"{result.format}: {', '.join(result.kinds)}"),
-        ("rows", f"{result.rows:,}" + (f", and {result.malformed:,} malformed" if result.malformed else "")),
+        ("rows", f"{result.rows:,}" + (f", and {len(result.malformed):,} malformed" if result.malformed else "")),
         ("prompts, characters", _lengths(result.prompts)),
     ]
     if result.answers is not None:
@@ -69,7 +68,8 @@ def _figures(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]
             rows.append(("above the limit", f"{tokens.too_long:,}"))
     rows += [("repeated prompts", f"{result.repeated_prompts:,}"), ("repeated rows", f"{result.repeated_rows:,}")]
     if result.leaks is not None:
-        rows.append(("prompts in the other source, too", f"{result.leaks:,}"))
+        leaks = f"{result.leaks.exact:,} word for word, {result.leaks.normalised:,} but for case and punctuation"
+        rows.append(("prompts in the other source, too", leaks))
     for what, names in (("annotators", result.annotators), ("groups", result.groups)):
         if names:
             rows.append((f"{len(names)} {what}", _names(names)))

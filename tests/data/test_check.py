@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlhf_ray.cli import app
-from rlhf_ray.data.check import check, read_all
+from rlhf_ray.data.check import Leaks, check, read_all
 from rlhf_ray.data.readers import DataError
 
 
@@ -37,13 +37,9 @@ def pairs(tmp_path):
 def test_figures(pairs, tmp_path):
     other = read_all(write(tmp_path / "other.jsonl", {"prompt": " WHEN"}, {"prompt": "Who?"}))
     result = check(read_all(pairs), other)
-    assert (result.format, result.kinds, result.rows, result.malformed) == (
-        "pairs",
-        ("pairs", "demonstrations", "prompts"),
-        5,
-        1,
-    )
-    assert (result.repeated_prompts, result.repeated_rows, result.leaks) == (2, 1, 3)
+    assert (result.format, result.kinds, result.rows) == ("pairs", ("pairs", "demonstrations", "prompts"), 5)
+    assert [flaw.place for flaw in result.malformed] == ["line 6"]
+    assert (result.repeated_prompts, result.repeated_rows, result.leaks) == (2, 1, Leaks(0, 3))
     assert result.annotators == {"ann": 2, "bob": 1} and result.groups == {"cooks": 1}
     assert (result.pairs.ties, result.pairs.soft, result.pairs.conflicting) == (1, 1, 3)
     # Decided: shorter, longer, shorter; and where the rejected one is probably better, that is the shorter one.
@@ -61,5 +57,23 @@ def test_the_command_says_so_and_fails_on_malformed_lines(pairs, tmp_path, tiny_
     assert done.exit_code == 1
     for text in ("line 6: not JSON", "5, and 1 malformed", "above the limit", "repeated rows", "Monday."):
         assert text in done.stdout
-    done = CliRunner().invoke(app, ["data", "check", write(tmp_path / "good.jsonl", {"prompt": "a"}), "--json"])
+    done = CliRunner().invoke(app, ["data", "check", pairs, "--json"])
+    assert json.loads(done.stdout)["malformed"] == [
+        {"place": "line 6", "reason": "not JSON: Expecting value at column 1"}
+    ]
+    good = write(tmp_path / "good.jsonl", {"prompt": "a"})
+    done = CliRunner().invoke(app, ["data", "check", good, "--json", "--against", good])
     assert done.exit_code == 0 and json.loads(done.stdout)["rows"] == 1
+    assert json.loads(done.stdout)["leaks"] == {"exact": 1, "normalised": 1}
+
+
+def test_a_choice_is_contradicted_whichever_side_it_was_written_on(tmp_path):
+    contents = read_all(
+        write(tmp_path / "p.jsonl", pair("a", "x", "y"), pair("a", "x", "y", preference=0), pair("a", "y", "z"))
+    )
+    assert check(contents).pairs.conflicting == 2
+
+
+def test_rankings_are_shown_as_rankings(tmp_path):
+    row = {"prompt": "a", "responses": ["x", "y"], "order": [1, 0]}
+    assert read_all(write(tmp_path / "r.jsonl", row)).kinds == ("rankings", "pairs", "prompts")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_ray.data.formats import PARSERS, detect_format
 from rlhf_ray.data.records import Edit, Pair, Ranking, Scored
@@ -24,6 +26,8 @@ PAIR_ROWS = {
            "rejected": "\n\nHuman: When does it come?\n\nAssistant: Who knows."},
     "openai": {"input": {"messages": [ASK], "tools": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
     "edit": {"prompt": [ASK], "original": BAD["content"], "edited": GOOD["content"]},
+    "whole dialogues with the prompt": {"prompt": ASK["content"], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+    "with messages beside": {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "messages": [ASK, GOOD]},
 }  # fmt: skip
 
 
@@ -73,6 +77,29 @@ def test_rankings_with_ties(order, ranks):
     assert read("rankings", row) == Ranking((ASK,), ((GOOD,), (BAD,), (GOOD,)), ranks, {}, "ann", "cooks", 2.0)
 
 
+def test_a_ranking_is_pairs_that_share_its_weight():
+    row = {"prompt": [ASK], "responses": ["worst", "best", "second", "also second"], "ranks": [4, 1, 2, 2]} | LABEL
+    pairs = read("pairs", row)
+    said = [(p.chosen[0]["content"], p.rejected[0]["content"], p.preference) for p in pairs]
+    assert sorted(said) == [
+        ("also second", "worst", 1.0), ("best", "also second", 1.0), ("best", "second", 1.0), ("best", "worst", 1.0),
+        ("second", "also second", 0.5), ("second", "worst", 1.0),
+    ]  # fmt: skip
+    assert {(p.annotator, p.group, p.weight) for p in pairs} == {("ann", "cooks", 2.0 / 6)}
+
+
+@pytest.mark.parametrize(("label", "mark"), [(True, 1.0), (False, 0.0), ("true", 1.0), ("0", 0.0)])
+def test_an_answer_that_is_good_or_not_is_a_mark_and_imitated_only_if_good(label, mark):
+    row = {"prompt": ASK["content"], "completion": GOOD["content"], "label": label}
+    assert read("scores", row) == Scored((ASK,), (GOOD,), {"overall": mark})
+    assert bool(read("demonstrations", row)) == bool(mark)
+
+
+@pytest.mark.parametrize(("preference", "imitated"), [(1, True), (0.7, True), (0.5, False), (0.2, False)])
+def test_what_nobody_preferred_is_no_demonstration(preference, imitated):
+    assert bool(read("demonstrations", PAIR_ROWS["plain"] | {"preference": preference})) == imitated
+
+
 @pytest.mark.parametrize(
     ("marks", "scores"),
     [({"score": 3}, {"overall": 3.0}), ({"overall": 3, "aspects": {"tone": 1}}, {"overall": 3.0, "tone": 1.0}),
@@ -101,11 +128,63 @@ def test_edits():
         ("scores", {"prompt": [ASK], "response": "a", "score": float("nan")}, "score must be a finite number"),
         ("edits", {"prompt": [ASK], "original": "a", "edited": "a"}, "the same answer"),
         ("prompts", {"prompt": [ASK, GOOD]}, "must end with a turn to answer"),
+        ("pairs", PAIR_ROWS["plain"] | {"rejected": GOOD["content"]}, "answer are the same"),
+        (
+            "pairs",
+            PAIR_ROWS["plain"] | {"rejected": [{"role": "user", "content": "Else?"}, BAD]},
+            "rejected must begin with",
+        ),
+        ("pairs", PAIR_ROWS["plain"] | {"tie": "perhaps"}, "tie must be true or false"),
+        ("pairs", PAIR_ROWS["plain"] | {"annotator": ["ann"]}, "annotator must be a name"),
+        ("rankings", {"prompt": [ASK], "responses": ["a", "b"], "order": 1}, "each of the responses 0 to 1 once"),
+        ("rankings", {"prompt": [ASK], "responses": ["a", "b"], "order": [["a"], ["b"]]}, "responses 0 to 1 once"),
+        ("rankings", {"prompt": [ASK], "responses": ["a", "b"], "ranks": [True, 2]}, "a place from 1"),
+        ("scores", {"prompt": [ASK], "response": "a", "score": 10**400}, "score must be a number"),
+        ("scores", {"prompt": [ASK], "completion": "a", "label": 3}, "label must be true or false"),
+        ("demonstrations", {"messages": [ASK, GOOD | {"weight": 0}, ASK, GOOD]}, r"messages\[1\].weight is 0"),
     ],
 )
 def test_what_is_wrong_is_named(kind, row, reason):
     with pytest.raises(ValueError, match=reason):
         read(kind, row)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "messages", "tone"]) | st.text(max_size=3), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+GOOD_ROWS = [
+    *PAIR_ROWS.values(),
+    {"messages": [ASK, GOOD]},
+    {"prompt": "Why?", "completion": "So.", "label": True},
+    {"prompt": "Why?", "responses": ["a", "b"], "order": [[0], [1]]},
+    {"prompt": "Why?", "response": "a", "scores": {"tone": 1}, "score": 1},
+    {"question": "Why?", "answer": "So."},
+]
+
+
+@given(st.sampled_from(GOOD_ROWS), st.data())
+def test_whatever_stands_in_a_row_is_read_or_refused_with_a_reason(row, data):
+    """Never another exception: that would end a run whose setting is to put bad lines aside."""
+    changed = data.draw(
+        st.dictionaries(st.sampled_from([*row, "weight", "margin", "tie", "group", "metadata"]), anything, max_size=2)
+    )
+    for kind, parsers in PARSERS.items():
+        if detect_format(row) in parsers:
+            try:
+                found = parsers[detect_format(row)](row | changed)
+            except ValueError as error:
+                assert str(error), kind
+            else:
+                assert found == () or all(
+                    getattr(r, "weight", 1.0) >= 0 for r in (found if isinstance(found, tuple) else (found,))
+                )
 
 
 def test_an_unknown_format_lists_what_is_known():

@@ -111,6 +111,6 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(name):
         load_rows(name)
 
 
-def test_a_folder_is_not_a_data_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no data file at"):
-        load_rows(str(tmp_path))
+def test_a_folder_without_data_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        list(load_rows(str(tmp_path)))

@@ -94,6 +94,23 @@ def test_simulated_stages_share_no_held_out_prompt(tmp_path):
     }
 
 
+def test_simulated_edits_are_learned_beside_pairs_and_never_measured_on(tmp_path):
+    """Half of the dialogues with edits have pairs, too: an edit held out by its hash could be of a dialogue that pairs taught."""
+    data = load_datasets(DataConfig(simulate=SMALL.model_copy(update={"edits": 40})), tmp_path, 3, print)
+    assert len(data.edits.train) == 40 and data.edits.held_out == ()
+    assert not {json.dumps(r.prompt) for r in data.edits.train} & {json.dumps(r.prompt) for r in data.pairs.held_out}
+
+
+def test_ties_are_no_demonstrations_and_are_told(tmp_path):
+    rows = [row | {"preference": 0.5 if i < 7 else 1.0} for i, row in enumerate(pairs(100))]
+    told = []
+    data = load_datasets(DataConfig(demonstrations=write(tmp_path / "p.jsonl", rows)), tmp_path / "run", 0, told.append)
+    assert len(data.demonstrations.train) + len(data.demonstrations.held_out) == 93
+    assert told == [
+        f"7 rows of {tmp_path / 'p.jsonl'} say of no answer that it is good; data.demonstrations is without them"
+    ]
+
+
 def test_a_second_attempt_reads_the_same_simulated_data(tmp_path):
     first = load_datasets(DataConfig(simulate=SMALL), tmp_path, 3, print)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
