@@ -45,8 +45,9 @@ def test_recipe_for_human_preferences(ray_cluster, transcripts, tmp_path):
         ],
     )  # fmt: skip
     folder = run(config)
-    first = read_metrics(folder.stage_metrics("reward_model"))[0]
-    assert first["loss"] == pytest.approx(0.6931, abs=0.003), "a fresh head knows nothing: log 2"
+    before, first, *_ = read_metrics(folder.stage_metrics("reward_model"))
+    for loss in (before["heldout/loss"], first["loss"]):
+        assert loss == pytest.approx(0.6931, abs=0.003), "a fresh head knows nothing: log 2"
     records = read_metrics(folder.metrics)
     assert [record["step"] for record in records] == [1, 2]
     assert "value/loss" not in records[0] and records[0]["policy/clip_fraction"] == 0
