@@ -29,7 +29,7 @@ def _accuracy(quality: Mapping[str, Any]) -> Card:
     }
     known = {label: share for label, share in shares.items() if share is not None}
     keys = tuple(
-        Key(label, f"{figure(share['value'], '%')} of {share['count']:,}", 1 + (label != "reward model"), "")
+        Key(label, f"{figure(share['value'], '%')} of {share['count']:,}", 2 if label.startswith("“") else 1, "")
         for label, share in known.items()
     )
     correlation = quality["reward_length_correlation"]

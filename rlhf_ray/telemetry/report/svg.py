@@ -112,7 +112,10 @@ def calibration_chart(title: str, points: Sequence[tuple[float, float]]) -> Mark
 
 
 def interval_chart(title: str, shares: Mapping[str, tuple[float, float, float]]) -> Markup:
-    """Draw shares (low, value, high) as points with their intervals, one to a row; a line marks one half."""
+    """Draw shares (low, value, high) as points with their intervals, one to a row; a line marks one half.
+
+    Labels in quotes are rules that the others are held against, and get the second colour.
+    """
     x = _Scale(min(0.4, *(low for low, _, _ in shares.values())), 1.0, LEFT, RIGHT)
     rows = np.linspace(TOP, BOTTOM, len(shares) + 2)[1:-1]
     y = _Scale(0.0, 1.0, BOTTOM, TOP)
@@ -124,8 +127,8 @@ def interval_chart(title: str, shares: Mapping[str, tuple[float, float, float]])
         _grid(x, y, None, "%"),
         _stroke(np.full(2, x(0.5)), np.asarray([TOP, BOTTOM]), "var(--ink)", dashes="1 3.5"),
     ]
-    for number, (at, (label, (low, value, high))) in enumerate(zip(rows, shares.items(), strict=True)):
-        colour = 1 if number == 0 else 2
+    for at, (label, (low, value, high)) in zip(rows, shares.items(), strict=True):
+        colour = 2 if label.startswith("“") else 1
         body.append(row.format(x(low), x(high), at, at, colour, x(value), at, colour, LEFT, at - 9, label))
     return _picture(title, body, [])
 
