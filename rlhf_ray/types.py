@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length"]
 """Why a response ended: the model said so (EOS or a stop token), or the token limit was reached."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """What the policy is asked."""
 
@@ -47,7 +47,7 @@ class RolloutRequest:
         return f"{self.prompt.id}/{self.sample_index}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rollout:
     """One sampled response. T is its length in tokens, the end-of-sequence token included."""
 
@@ -82,7 +82,7 @@ class Score:
     """The score of each source (`model`, a function's name), before its weight; for metrics and samples."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experience:
     """A rollout with everything that other actors said of it."""
 

@@ -10,13 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
+from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from rlhf_ray.data.limits import Encoded, LengthLimit, fit
 from rlhf_ray.data.records import Demonstration, Message, PromptRecord
+from rlhf_ray.errors import InputError
 from rlhf_ray.types import Prompt
+
+
+class TemplateError(InputError, ValueError):
+    """A tokenizer's chat template cannot be used for these dialogues."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,35 +41,33 @@ class Dialogue:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> np.ndarray:
-    """int32 [P]: the dialogue so far and the beginning of the assistant's turn."""
-    return np.asarray(_ids(tokenizer, messages, prompt=True), dtype=np.int32)
+    """int32 [P]: the dialogue so far and the beginning of the assistant's turn. Raises `TemplateError`."""
+    text = _written(tokenizer, messages, prompt=True)
+    turns = _turns(tokenizer, messages, text) or []
+    return np.asarray(_token_ids(tokenizer, text, [cut for turn in turns for cut in turn])[0], dtype=np.int32)
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Dialogue:
     """The whole dialogue, with loss on the assistant's turns.
 
     A template with `{% generation %}` marks says itself where those are. For others, a turn is what the dialogue up to
-    and with it has more than the prompt before it, up to the end-of-sequence token. Raises ValueError where the
-    template does not extend its prompts, as some do that rewrite earlier turns.
+    and with it has more than the prompt before it, up to the end-of-sequence token.
+
+    Raises:
+        TemplateError: the template refuses the dialogue, or does not extend its prompts, as some do that rewrite earlier turns.
     """
-    if _marks_turns(tokenizer):
-        encoded = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    text = _written(tokenizer, messages)
+    turns = _turns(tokenizer, messages, text)
+    if turns is None:
+        raise TemplateError(
+            f"the chat template of {tokenizer.name_or_path!r} writes earlier turns in another way once a dialogue goes on, so "
+            "the assistant's cannot be told apart: use a template with {% generation %} marks"
         )
-        return _dialogue(encoded["input_ids"], encoded["assistant_masks"])
-    token_ids = _ids(tokenizer, messages)
+    token_ids, counts = _token_ids(tokenizer, text, [cut for turn in turns for cut in turn])
     mask = np.zeros(len(token_ids), dtype=bool)
-    for index, turn in enumerate(messages):
-        if turn["role"] == "assistant":
-            before = _ids(tokenizer, messages[:index], prompt=True)
-            after = _ids(tokenizer, messages[: index + 1])
-            if after[: len(before)] != before or token_ids[: len(after)] != after:
-                raise ValueError(
-                    f"the chat template of {tokenizer.name_or_path!r} rewrites what came before turn {index + 1}, "
-                    f"so its tokens cannot be told apart: use a template with {{% generation %}} marks"
-                )
-            mask[len(before) : _turn_end(after, len(before), tokenizer.eos_token_id)] = True
-    return _dialogue(token_ids, mask)
+    for begin, end in zip(counts[::2], counts[1::2], strict=True):
+        mask[begin:end] = True
+    return Dialogue(np.asarray(token_ids, dtype=np.int32), mask)
 
 
 def encode_demonstrations(
@@ -82,25 +88,85 @@ def encode_prompts(
     return fit(records, encode, lambda prompt: len(prompt.token_ids), limit)
 
 
-def _dialogue(token_ids: Sequence[int], mask: Sequence[int] | np.ndarray) -> Dialogue:
-    return Dialogue(np.asarray(token_ids, dtype=np.int32), np.asarray(mask, dtype=bool))
+def _written(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    """What the template makes of the messages."""
+    return _render(tokenizer, messages, prompt=prompt)[0]
+
+
+def _turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
+    """Where in `text` the assistant speaks, [begin, end) in characters; None where it cannot be told.
+
+    `text` is the dialogue, or the prompt that goes on from it.
+    """
+    if _marks_turns(tokenizer):
+        return _render(tokenizer, messages, marks=True)[1]
+    turns = []
+    for index, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            before = _written(tokenizer, messages[:index], prompt=True)
+            after = _written(tokenizer, messages[: index + 1])
+            if not after.startswith(before) or not text.startswith(after):
+                return None
+            end = after.rfind(tokenizer.eos_token, len(before))
+            turns.append((len(before), len(after) if end < 0 else end + len(tokenizer.eos_token)))
+    return turns
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Token ids of the text, and how many of them are before each cut.
+
+    What is before a cut is tokenised as if nothing followed, as it is when the model goes on from there. Mostly that changes
+    nothing; where a token would lie across the cut (a line break before it and one behind it), a new one begins at the cut.
+    """
+    bounds = [0, *cuts, len(text)]
+    whole, *pieces = _plain_ids(tokenizer, [text, *(text[a:b] for a, b in pairwise(bounds))])
+    counts = list(accumulate(map(len, pieces)))
+    if list(chain.from_iterable(pieces)) == whole:
+        return whole, counts[:-1]
+    # Across a cut, or the tokenizer puts a space before every text, as SentencePiece's do: cut by cut, only where needed.
+    ids, counts, done, begin = [], [], [], 0
+    for previous, cut in pairwise(bounds):
+        [longer] = _plain_ids(tokenizer, [text[begin:cut]])
+        if longer[: len(ids)] != ids:
+            done, begin = done + ids, previous
+            [longer] = _plain_ids(tokenizer, [text[begin:cut]])
+        ids = longer
+        counts.append(len(done) + len(ids))
+    return done + ids, counts[:-1]
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _marks_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template()) is not None
+    return re.search(r"\{%-?\s*generation\b", _template(tokenizer)) is not None
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, return_dict=True, add_generation_prompt=prompt
-    )
-    return list(encoded["input_ids"])
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # none, or several by name and none of them the default
+        raise TemplateError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no default chat template: {error}"
+        ) from error
 
 
-def _turn_end(token_ids: Sequence[int], start: int, eos: int | None) -> int:
-    """Where a turn that starts at `start` ends: behind its last end-of-sequence token, or at the end where it has
-    none."""
-    for index in range(len(token_ids) - 1, start - 1, -1):
-        if token_ids[index] == eos:
-            return index + 1
-    return len(token_ids)
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False, marks: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text, and with `marks` the characters between the template's marks."""
+    try:
+        [text], spans = render_jinja_template(
+            conversations=[list(messages)],
+            chat_template=_template(tokenizer),
+            return_assistant_tokens_mask=marks,
+            add_generation_prompt=prompt,
+            **tokenizer.special_tokens_map,
+        )
+    except JinjaError as error:
+        roles = ", ".join(turn["role"] for turn in messages)
+        raise TemplateError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses a dialogue of the turns {roles}: {error}"
+        ) from error
+    return text, spans[0] if marks else []
