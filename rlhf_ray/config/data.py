@@ -74,8 +74,8 @@ class DataConfig(Section):
     max_dialogue_tokens: int = Field(512, ge=2)
     """Most tokens of a demonstration, or of a prompt with an answer to it that somebody judged; see `too_long`."""
     too_long: Literal["drop", "truncate", "fail"] = "drop"
-    """What has more tokens is left out, loses its oldest turns, or ends the run before it starts; always counted, and answers
-    are never cut."""
+    """What has more tokens is left out, loses its oldest turns (prompts and demonstrations; feedback is left out, too), or ends
+    the run before it starts; always counted, and answers are never cut."""
     on_malformed: Literal["fail", "quarantine"] = "fail"
     """A line that cannot be read ends the run before it starts, or is put aside with its number and reason."""
 

@@ -1,7 +1,8 @@
 """What happens to a dialogue that has more tokens than a limit.
 
 Invariants: an answer is never cut, and neither is a turn: truncation leaves out the oldest turns of what comes before, as few as
-it takes, keeps the system's, and begins with the user's; nothing is left out uncounted.
+it takes, keeps the system's, and begins with the user's; feedback is dropped rather than truncated, since people said it of the
+whole dialogue; nothing is left out uncounted.
 """
 
 from __future__ import annotations
@@ -58,15 +59,16 @@ def fit(records: Iterable[R], encode: Callable[[R], E], length: Callable[[E], in
 
 
 def with_fewer_turns(record: R) -> Iterator[R]:
-    """The record without its oldest turns, one exchange fewer each time, down to the last turn before the answer."""
+    """The record without its oldest turns, one exchange fewer each time, down to the last turn before the answer.
+
+    Nothing for feedback: what somebody preferred in view of the whole dialogue is no preference in view of its end.
+    """
     if isinstance(record, Demonstration):
         last = max((i for i, turn in enumerate(record.messages) if turn["role"] == "user"), default=0)
         for before in _shorter(record.messages[: last + 1]):
             yield replace(record, messages=before + record.messages[last + 1 :])
     elif isinstance(record, PromptRecord):
         yield from (replace(record, messages=messages) for messages in _shorter(record.messages))
-    else:
-        yield from (replace(record, prompt=messages) for messages in _shorter(record.prompt))
 
 
 def _shorter(turns: Messages) -> Iterator[Messages]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.data.check import Check, Lengths, answers_of, prompt_of
 from rlhf_ray.data.limits import Record
+from rlhf_ray.data.records import Edit, Pair, Ranking, Scored
 from rlhf_ray.data.tokenize import Dialogue
 from rlhf_ray.data.tokens import TokenCounts, dialogues
 from rlhf_ray.telemetry.console import console
@@ -33,21 +34,44 @@ def print_check(name: str, result: Check, tokens: TokenCounts | None) -> None:
 
 
 def print_rows(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Records turn by turn; with a tokenizer token by token, those that would be learned underlined."""
+    """Records turn by turn; with a tokenizer the text of their tokens, those that fine-tuning would learn set apart."""
+    if tokenizer is not None and records:
+        console.print(
+            Text.assemble("as the model sees them; fine-tuning learns what is ", _set_apart("set apart like this"))
+        )
     for number, record in enumerate(records, start=1):
         console.rule(f"row {number}", align="left")
+        names = _names_of_answers(record)
         if tokenizer is None:
-            for turns in (prompt_of(record), *answers_of(record)):
-                console.print(Text("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)))
+            for name, turns in zip(("prompt", *names), (prompt_of(record), *answers_of(record)), strict=True):
+                text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+                console.print(Text.assemble((f"[{name}] ", "bold"), text))
             continue
-        for dialogue in dialogues(tokenizer, record):
-            console.print(Text.assemble(*_marked(tokenizer, dialogue)))
+        for name, dialogue in zip(names or ("prompt",), dialogues(tokenizer, record), strict=True):
+            console.print(Text.assemble((f"[{name}] ", "bold"), *_marked(tokenizer, dialogue)))
+
+
+def _names_of_answers(record: Record) -> tuple[str, ...]:
+    """One for each of `answers_of`."""
+    if isinstance(record, Pair):
+        return ("tied", "tied") if record.preference == 0.5 else ("chosen", "rejected")
+    if isinstance(record, Ranking):
+        return tuple(f"place {rank}" for rank in record.ranks)
+    if isinstance(record, Scored):
+        return (", ".join(f"{aspect} {mark:g}" for aspect, mark in record.scores.items()),)
+    return ("original", "edited") if isinstance(record, Edit) else ("answer",) * len(answers_of(record))
 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
     """Runs of tokens with their style; decoded together, since one letter can be several tokens."""
     for learned, run in groupby(zip(dialogue.token_ids.tolist(), dialogue.loss_mask, strict=True), itemgetter(1)):
-        yield tokenizer.decode([token for token, _ in run]), "underline green" if learned else "dim"
+        text = tokenizer.decode([token for token, _ in run])
+        yield _set_apart(text) if learned else (text, "dim")
+
+
+def _set_apart(text: str) -> tuple[str, str]:
+    """By colour, or by brackets where there is none."""
+    return (text, "underline green") if console.color_system else (f"⟦{text}⟧", "")
 
 
 def _figures(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]:

@@ -55,7 +55,10 @@ def test_nothing_readable(tmp_path):
 def test_the_command_says_so_and_fails_on_malformed_lines(pairs, tmp_path, tiny_model):
     done = CliRunner().invoke(app, ["data", "check", pairs, "--model", str(tiny_model), "--limit", "12", "--rows", "1"])
     assert done.exit_code == 1
-    for text in ("line 6: not JSON", "5, and 1 malformed", "above the limit", "repeated rows", "Monday."):
+    for text in (
+        "line 6: not JSON", "5, and 1 malformed", "above the limit", "repeated rows",
+        "<|im_start|>assistant\n⟦Monday.<|im_end|>⟧", "[rejected] <|im_start|>user",
+    ):  # fmt: skip
         assert text in done.stdout
     done = CliRunner().invoke(app, ["data", "check", pairs, "--json"])
     assert json.loads(done.stdout)["malformed"] == [

@@ -23,10 +23,12 @@ def test_the_oldest_exchange_goes_first_and_the_system_stays():
 def test_answers_are_never_cut():
     demonstration = Demonstration(turns("uauaa"))
     assert [d.messages for d in with_fewer_turns(demonstration)] == [turns("uauaa")[2:]]
+
+
+def test_feedback_was_given_on_the_whole_dialogue_and_is_dropped_whole():
     pair = Pair(turns("uau"), turns("a"), turns("aua"))
-    assert [(p.prompt, p.chosen, p.rejected) for p in with_fewer_turns(pair)] == [
-        (pair.prompt[2:], pair.chosen, pair.rejected)
-    ]
+    encoded = fit([pair], lambda record: record, lambda record: len(record.prompt), LengthLimit(2, "truncate"))
+    assert (encoded.items, encoded.too_long, encoded.shortened) == ((), 1, 0)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 10), st.sampled_from(["drop", "truncate"]))
