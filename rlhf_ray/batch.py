@@ -9,7 +9,7 @@ B. Splitting a batch never changes a sequence, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -120,34 +120,61 @@ TARGET_COLUMNS = tuple(
 
 
 @dataclass(frozen=True)
-class PaddedBatch:
-    """What a model reads: right-padded sequences and where in them the targets are predicted."""
+class ModelInput:
+    """What a model reads: token ids, laid out in rows, and where in them the targets are predicted."""
 
     input_ids: torch.Tensor
-    """int64 [b, L]. Padding is on the right, where causal attention never looks: no mask is needed."""
+    """int64 [r, L]: a sequence in each row, or all of them in the only one."""
     positions: torch.Tensor
-    """int64 [m]: index into the flattened [b·L] of the token *before* each target: its state predicts the target."""
+    """int64 [m]: index into the flattened [r·L] of the token *before* each target: its state predicts the target."""
     targets: torch.Tensor
     """int64 [m]: the target tokens."""
     last: torch.Tensor
     """int64 [b]: flattened index of the last real token of each sequence: where a reward model pools."""
+    position_ids: torch.Tensor | None = None
+    """int64 [1, L], of sequences that share a row: from 0 in each of them."""
+    packed_lengths: tuple[int, ...] | None = None
+    """Tokens of each of the b sequences that share the only row; None: a row for each, padded on the right."""
 
 
-def pad(batch: Batch, device: torch.device | str = "cpu", pad_id: int = 0) -> PaddedBatch:
-    """Lay a ragged batch out for a model; the width is the longest sequence."""
+Layout = Callable[[Batch, torch.device], ModelInput]
+"""`pad` or `pack`: the same sequences, the same results."""
+
+
+def pad(batch: Batch, device: torch.device | str = "cpu", pad_id: int = 0) -> ModelInput:
+    """A row for each sequence, as wide as the longest. Padding is on the right, where causal attention never looks."""
     width = int(batch.lengths.max())
-    rows = np.repeat(np.arange(len(batch)), batch.lengths)
-    starts = np.repeat(np.cumsum(batch.lengths) - batch.lengths, batch.lengths)
-    flat = rows * width + (np.arange(len(batch.token_ids)) - starts)
+    flat = np.repeat(np.arange(len(batch)), batch.lengths) * width + _places(batch.lengths)
     ids = np.full(len(batch) * width, pad_id, dtype=np.int64)
     ids[flat] = batch.token_ids
     last = np.arange(len(batch)) * width + batch.lengths - 1
-    return PaddedBatch(
+    return ModelInput(
         input_ids=torch.from_numpy(ids.reshape(len(batch), width)).to(device),
         positions=torch.from_numpy(flat[batch.target_mask] - 1).to(device),
-        targets=torch.from_numpy(batch.token_ids[batch.target_mask].astype(np.int64)).to(device),
+        targets=_targets(batch, device),
         last=torch.from_numpy(last).to(device),
     )
+
+
+def pack(batch: Batch, device: torch.device | str = "cpu") -> ModelInput:
+    """All sequences end to end in one row of N tokens, none of them padding; attention must keep them apart."""
+    return ModelInput(
+        input_ids=torch.from_numpy(batch.token_ids.astype(np.int64)[None]).to(device),
+        positions=torch.from_numpy(np.flatnonzero(batch.target_mask) - 1).to(device),
+        targets=_targets(batch, device),
+        last=torch.from_numpy(np.cumsum(batch.lengths) - 1).to(device),
+        position_ids=torch.from_numpy(_places(batch.lengths)[None]).to(device),
+        packed_lengths=tuple(batch.lengths.tolist()),
+    )
+
+
+def _targets(batch: Batch, device: torch.device | str) -> torch.Tensor:
+    return torch.from_numpy(batch.token_ids[batch.target_mask].astype(np.int64)).to(device)
+
+
+def _places(lengths: np.ndarray) -> np.ndarray:
+    """int64 [N]: the place of each token in its sequence, from 0."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def pack_sequences(sequences: Sequence[np.ndarray], target_masks: Sequence[np.ndarray]) -> Batch:

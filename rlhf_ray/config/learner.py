@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.resources import Workers, micro_batch_budget
+from rlhf_ray.config.resources import Workers, check_packing, micro_batch_budget
 
 
 class OptimizerConfig(Section):
@@ -68,6 +68,8 @@ class LearnerConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of transformers; `flash_attention_2` needs that package and a GPU."""
+    packing: bool = True
+    """Sequences end to end in one row instead of a row for each, padded to the longest; the same results."""
     micro_batch_tokens: int = Field(default_factory=micro_batch_budget, ge=1)
     """Tokens, padding included, of one forward pass; the loss does not depend on it. 8192 on a GPU, 1024 on a CPU, whose cache
     holds no more."""
@@ -80,6 +82,11 @@ class LearnerConfig(Section):
             raise ValueError(f"workers.gpus is {self.workers.gpus:g}; a rank uses one GPU: count is the number of GPUs")
         if self.attention == "flash_attention_2" and self.workers.gpus == 0:
             raise ValueError("attention flash_attention_2 runs on GPUs only and workers.gpus is 0; use sdpa")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_can_pack(self) -> LearnerConfig:
+        check_packing(self.packing, self.attention)
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,12 @@ def micro_batch_budget(section: dict[str, Any]) -> int:
     return 8192 if workers and workers.gpus > 0 else 1024
 
 
+def check_packing(packing: bool, attention: str) -> None:
+    """Raises ValueError where the attention kernel of a section cannot keep packed sequences apart."""
+    if packing and attention == "eager":
+        raise ValueError("attention eager would look across packed sequences; set packing: false, or use sdpa")
+
+
 class Workers(Section):
     """A role's actors. Every role is sized on its own."""
 

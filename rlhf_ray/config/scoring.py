@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.judge import HttpSource, JudgeSource
-from rlhf_ray.config.resources import Workers, micro_batch_budget
+from rlhf_ray.config.resources import Workers, check_packing, micro_batch_budget
 
 
 class ScorerConfig(Section):
@@ -20,8 +20,15 @@ class ScorerConfig(Section):
     """Type of the weights."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel of transformers."""
+    packing: bool = True
+    """Sequences end to end in one row instead of a row for each, padded to the longest; the same results."""
     micro_batch_tokens: int = Field(default_factory=micro_batch_budget, ge=1)
     """Tokens, padding included, of one forward pass. 8192 on a GPU, 1024 on a CPU, whose cache holds no more."""
+
+    @model_validator(mode="after")
+    def _attention_can_pack(self) -> ScorerConfig:
+        check_packing(self.packing, self.attention)
+        return self
 
 
 class RewardModelSource(Section):

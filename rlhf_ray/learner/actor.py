@@ -17,7 +17,7 @@ import numpy as np
 import ray
 import torch
 
-from rlhf_ray.batch import Batch, PaddedBatch, pack_sequences
+from rlhf_ray.batch import Batch, ModelInput, pack_sequences
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.teacher import TeacherConfig
@@ -150,5 +150,5 @@ class Learner:
             return TokenLogprobs(load_causal_lm(self.spec.model, dtype, config.attention), self.spec.temperature)
         return TokenValues(load_scalar_model(self.spec.model, dtype, config.attention, self.spec.seed))
 
-    def _forward(self, model: torch.nn.Module, padded: PaddedBatch) -> torch.Tensor:
-        return model(padded)[0] if self.spec.role == "policy" else model(padded)
+    def _forward(self, model: torch.nn.Module, inputs: ModelInput) -> torch.Tensor:
+        return model(inputs)[0] if self.spec.role == "policy" else model(inputs)

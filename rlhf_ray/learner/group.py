@@ -82,7 +82,8 @@ class LearnerGroup:
             ray.kill(rank)
 
     def _plan(self, batch: Batch) -> Plan:
-        return plan_micro_batches(batch.lengths, len(self.ranks), self.spec.config.micro_batch_tokens)
+        config = self.spec.config
+        return plan_micro_batches(batch.lengths, len(self.ranks), config.micro_batch_tokens, packing=config.packing)
 
     async def _on_shards(self, batch: Batch, call: Callable[..., ObjectRef]) -> list[Any]:
         """`call(rank, shard, its micro-batches)` on every rank."""

@@ -21,11 +21,11 @@ from rlhf_ray.algorithms.policy_losses import Clip, PolicyTokens, policy_loss_na
 from rlhf_ray.algorithms.segments import Segments
 from rlhf_ray.algorithms.summary import Summary, summarise
 from rlhf_ray.algorithms.value_loss import ppo_value_loss
-from rlhf_ray.batch import Batch, PaddedBatch
+from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.learner.teacher import FrozenTeacher
 
-Objective = Callable[[nn.Module, PaddedBatch, Batch], tuple[Tensor, Diagnostics]]
+Objective = Callable[[nn.Module, ModelInput, Batch], tuple[Tensor, Diagnostics]]
 
 
 def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTeacher | None = None) -> Objective:
@@ -38,11 +38,11 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTea
     corrected = loss_kind.corrects_behaviour or algorithm.correction != "none"
     clip = Clip(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
 
-    def objective(model: nn.Module, padded: PaddedBatch, batch: Batch) -> tuple[Tensor, Diagnostics]:
+    def objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
         if teacher is None:
-            (logprobs, entropy), distance = model(padded, entropy=True), None
+            (logprobs, entropy), distance = model(inputs, entropy=True), None
         else:
-            logprobs, entropy, distance = model(padded, entropy=True, teacher_logits=teacher.logits(padded))
+            logprobs, entropy, distance = model(inputs, entropy=True, teacher_logits=teacher.logits(inputs))
         column = _columns(batch, logprobs.device)
         demonstrated = None if batch.ptx_weights is None else column("ptx_weights") > 0
         mask = torch.ones_like(logprobs, dtype=torch.bool) if demonstrated is None else ~demonstrated
@@ -79,8 +79,8 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTea
 def value_objective(algorithm: AlgorithmConfig) -> Objective:
     """The clipped value loss times its coefficient."""
 
-    def objective(model: nn.Module, padded: PaddedBatch, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        values = model(padded)
+    def objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        values = model(inputs)
         column = _columns(batch, values.device)
         mask = torch.ones_like(values, dtype=torch.bool)
         returns = column("returns")
@@ -91,9 +91,9 @@ def value_objective(algorithm: AlgorithmConfig) -> Objective:
     return objective
 
 
-def language_objective(model: nn.Module, padded: PaddedBatch, batch: Batch) -> tuple[Tensor, Diagnostics]:
+def language_objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
     """Cross-entropy of the targets: supervised fine-tuning."""
-    logprobs, entropy = model(padded, entropy=True)
+    logprobs, entropy = model(inputs, entropy=True)
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     weights = _columns(batch, logprobs.device)("weights")
     return -weighted_sum(logprobs, weights), LanguageDiagnostics(summarise(-logprobs, mask), summarise(entropy, mask))

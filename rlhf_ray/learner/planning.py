@@ -19,13 +19,15 @@ OVERHEAD = 1 / 32
 
 @dataclass(frozen=True)
 class Plan:
-    """`micro_batches[rank][step]` are the indices of the sequences that a rank computes in a step, longest first."""
+    """`micro_batches[rank][step]` are the indices of the sequences that a rank computes in a step, longest elements first."""
 
     micro_batches: tuple[tuple[np.ndarray, ...], ...]
 
 
-def plan_micro_batches(lengths: np.ndarray, ranks: int, token_budget: int, elements: np.ndarray | None = None) -> Plan:
-    """Balance sequences over ranks by tokens, then cut each rank's into micro-batches with as little padding as pays.
+def plan_micro_batches(
+    lengths: np.ndarray, ranks: int, token_budget: int, elements: np.ndarray | None = None, packing: bool = False
+) -> Plan:
+    """Balance sequences over ranks by tokens, then cut each rank's into micro-batches.
 
     Args:
         lengths: int64 [B], tokens of each sequence.
@@ -33,12 +35,18 @@ def plan_micro_batches(lengths: np.ndarray, ranks: int, token_budget: int, eleme
         token_budget: most tokens, padding included, of one micro-batch; one element may exceed it alone.
         elements: int64 [E], how many consecutive sequences each element has, which stay together (a pair, a ranking);
             None: every sequence is one.
+        packing: of sequences without padding, as few micro-batches as there can be; else of sequences of similar lengths,
+            with as little padding as pays.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     sizes = np.ones(len(lengths), dtype=np.int64) if elements is None else elements
     starts = np.cumsum(sizes) - sizes
     totals, longest = np.add.reduceat(lengths, starts), np.maximum.reduceat(lengths, starts)
-    per_rank = [_cut(shard, longest, sizes, token_budget) for shard in _balance(totals, ranks)]
+    shards = _balance(totals, ranks)
+    if packing:
+        per_rank = [_fill(shard, totals, token_budget) for shard in shards]
+    else:
+        per_rank = [_cut(shard, longest, sizes, token_budget) for shard in shards]
     steps = max(len(cuts) for cuts in per_rank)
     empty = np.zeros(0, dtype=np.int64)
     return Plan(tuple(tuple(segments(sizes, c) for c in cuts) + (empty,) * (steps - len(cuts)) for cuts in per_rank))
@@ -55,6 +63,23 @@ def _balance(totals: np.ndarray, ranks: int) -> list[np.ndarray]:
         shards[rank].append(int(index))
         heapq.heappush(heap, (load + int(totals[index]), rank))
     return [np.asarray(shard, dtype=np.int64) for shard in shards]
+
+
+def _fill(shard: np.ndarray, totals: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Elements, longest first, each where it leaves the least room (best-fit decreasing: at most 11/9 of the fewest bins + 1)."""
+    bins: list[list[int]] = []
+    room = np.zeros(0, dtype=np.int64)
+    for element in shard[np.argsort(-totals[shard], kind="stable")]:
+        left = room - totals[element]
+        if (left >= 0).any():
+            place = int(np.argmin(np.where(left >= 0, left, token_budget)))
+        else:
+            place = len(bins)
+            bins.append([])
+            room = np.append(room, token_budget)
+        bins[place].append(int(element))
+        room[place] -= totals[element]
+    return [np.asarray(members, dtype=np.int64) for members in bins]
 
 
 def _cut(shard: np.ndarray, longest: np.ndarray, sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:

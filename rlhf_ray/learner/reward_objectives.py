@@ -26,7 +26,7 @@ from rlhf_ray.algorithms.rankings import (
 )
 from rlhf_ray.algorithms.reliability import MeantLabels, Reliabilities, count_meant, probability_meant
 from rlhf_ray.algorithms.summary import Summary, summarise
-from rlhf_ray.batch import Batch, PaddedBatch
+from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.models.reward_heads import RewardHeads
 
@@ -47,8 +47,8 @@ class RewardObjective:
             annotators, settings.prior, settings.strength, settings.memory
         )
 
-    def __call__(self, model: nn.Module, padded: PaddedBatch, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        rewards, deltas = self._rewards(model(padded), batch)
+    def __call__(self, model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        rewards, deltas = self._rewards(model(inputs), batch)
         term = {"pairs": self._pairs, "rankings": self._rankings, "scores": self._scores}[self.config.kind]
         losses, diagnostics = term(rewards, batch)
         if self.config.groups is not None:

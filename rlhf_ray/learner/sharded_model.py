@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from rlhf_ray.algorithms.diagnostics import Diagnostics
-from rlhf_ray.batch import TARGET_COLUMNS, Batch, PaddedBatch, pad
+from rlhf_ray.batch import TARGET_COLUMNS, Batch, Layout, ModelInput, pack, pad
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.learner.engine import clips_itself
 from rlhf_ray.learner.objectives import Objective
+from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.models.saving import save_pretrained
 
-Compute = Callable[[nn.Module, PaddedBatch], torch.Tensor]
+Compute = Callable[[nn.Module, ModelInput], torch.Tensor]
 """A forward pass without gradient: float32 [m], or [b] for models that score whole sequences."""
 
 
@@ -54,6 +55,9 @@ class ShardedModel:
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(engine.device)
+        self.lay_out: Layout = pack if config.packing else pad
+        if config.packing:
+            enable_packing(engine.module.model, engine, exact=config.precision == "fp32")
         engine.train()
 
     @torch.no_grad()
@@ -62,7 +66,7 @@ class ShardedModel:
         results = []
         for indices in micro_batches:
             part = batch.select(indices) if len(indices) else _EMPTY
-            result = compute(self.engine, pad(part, self.device))
+            result = compute(self.engine, self.lay_out(part, self.device))
             if len(indices):
                 results.append(result.float().cpu().numpy())
         return np.concatenate(results) if results else np.zeros(0, dtype=np.float32)
@@ -73,7 +77,7 @@ class ShardedModel:
         parts = []
         for indices in micro_batches:
             part = batch.select(indices) if len(indices) else _empty_like(batch)
-            _, diagnostics = objective(self.engine, pad(part, self.device), part)
+            _, diagnostics = objective(self.engine, self.lay_out(part, self.device), part)
             if len(indices):
                 parts.append(diagnostics)
         return self._over_ranks(functools.reduce(operator.add, parts) if parts else None)
@@ -91,7 +95,7 @@ class ShardedModel:
         for number, indices in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
             part = batch.select(indices) if len(indices) else _empty_like(batch)
-            loss, diagnostics = objective(self.engine, pad(part, self.device), part)
+            loss, diagnostics = objective(self.engine, self.lay_out(part, self.device), part)
             # DeepSpeed averages gradients over ranks; the weights already are global, so undo the mean.
             self.engine.backward(loss * self.world_size)
             total += loss.detach().double()

@@ -12,24 +12,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_ray.batch import PaddedBatch
+from rlhf_ray.batch import ModelInput
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.teacher import TeacherConfig
 from rlhf_ray.models.heads import TargetLogits
 from rlhf_ray.models.loading import load_causal_lm
+from rlhf_ray.models.packing import enable_packing
 
 
 class FrozenTeacher:
     """Logits at the targets of a micro-batch, and how much the divergence from them counts in the loss."""
 
-    def __init__(self, model: Callable[[PaddedBatch], torch.Tensor], coefficient: float) -> None:
+    def __init__(self, model: Callable[[ModelInput], torch.Tensor], coefficient: float) -> None:
         """`model`: gives [m, V'] for a micro-batch of m targets."""
         self.model, self.coefficient = model, coefficient
 
     @torch.no_grad()
-    def logits(self, padded: PaddedBatch) -> torch.Tensor:
+    def logits(self, inputs: ModelInput) -> torch.Tensor:
         """[m, V'], before the temperature."""
-        return self.model(padded)
+        return self.model(inputs)
 
 
 def load_teacher(config: TeacherConfig, learner: LearnerConfig, device: torch.device) -> FrozenTeacher:
@@ -39,9 +40,10 @@ def load_teacher(config: TeacherConfig, learner: LearnerConfig, device: torch.de
         model = load_causal_lm(config.model, config.dtype, config.attention)
         return TargetLogits(model).eval().requires_grad_(False)
 
-    if learner.sharding.zero_stage < 3:
-        return FrozenTeacher(load().to(device), config.coefficient)
-    return FrozenTeacher(_sharded(load, config, learner), config.coefficient)
+    model = load().to(device) if learner.sharding.zero_stage < 3 else _sharded(load, config, learner)
+    if learner.packing:  # it reads the policy's micro-batches
+        enable_packing(getattr(model, "module", model).model, model, exact=config.dtype == "fp32")
+    return FrozenTeacher(model, config.coefficient)
 
 
 def _sharded(load: Callable[[], nn.Module], config: TeacherConfig, learner: LearnerConfig) -> Any:

@@ -1,8 +1,8 @@
 """Thin modules over Hugging Face models that compute only what a loss reads.
 
-Invariants: sequences are right-padded and attention is causal, so no attention mask is passed and padding cannot change a real
-token; logits and values exist only at target positions, never for prompts or padding; dropout is off (`model.eval()` behaviour
-is forced by zeroing the config's dropouts at loading).
+Invariants: attention is causal, and sequences are padded on the right or packed and kept apart (`models.packing`), so no mask is
+passed and neither padding nor neighbours can change a real token; logits and values exist only at target positions, never for
+prompts or padding; dropout is off (`model.eval()` behaviour is forced by zeroing the config's dropouts at loading).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from torch import nn
 
 from rlhf_ray.algorithms.distillation import reverse_kl
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
-from rlhf_ray.batch import PaddedBatch
+from rlhf_ray.batch import ModelInput
+from rlhf_ray.models.packing import boundaries
 
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -27,7 +28,7 @@ class TokenLogprobs(nn.Module):
         _check_logits(model)
 
     def forward(
-        self, batch: PaddedBatch, entropy: bool = False, teacher_logits: torch.Tensor | None = None
+        self, batch: ModelInput, entropy: bool = False, teacher_logits: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, ...]:
         """float32 [m] log-probabilities in nats, at `temperature`, and, if asked, float32 [m] entropies.
 
@@ -49,7 +50,7 @@ class TargetLogits(nn.Module):
         self.model = model
         _check_logits(model)
 
-    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+    def forward(self, batch: ModelInput) -> torch.Tensor:
         """Of the model's type, before any temperature."""
         return _target_logits(self.model, batch)
 
@@ -61,9 +62,9 @@ class TokenValues(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+    def forward(self, batch: ModelInput) -> torch.Tensor:
         """float32 [m]."""
-        return self.model.score(_states(self.model, batch.input_ids)[batch.positions]).squeeze(-1).float()
+        return self.model.score(_states(self.model, batch)[batch.positions]).squeeze(-1).float()
 
 
 class SequenceScores(nn.Module):
@@ -73,9 +74,9 @@ class SequenceScores(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+    def forward(self, batch: ModelInput) -> torch.Tensor:
         """float32 [b, rows of the head], as trained; normalisation is the caller's."""
-        return self.model.score(_states(self.model, batch.input_ids)[batch.last]).float()
+        return self.model.score(_states(self.model, batch)[batch.last]).float()
 
 
 def _check_logits(model: nn.Module) -> None:
@@ -87,11 +88,11 @@ def _check_logits(model: nn.Module) -> None:
         )
 
 
-def _target_logits(model: nn.Module, batch: PaddedBatch) -> torch.Tensor:
-    return model.get_output_embeddings()(_states(model, batch.input_ids)[batch.positions])
+def _target_logits(model: nn.Module, batch: ModelInput) -> torch.Tensor:
+    return model.get_output_embeddings()(_states(model, batch)[batch.positions])
 
 
-def _states(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """Final hidden states, flattened to [b·L, d]."""
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+def _states(model: nn.Module, batch: ModelInput) -> torch.Tensor:
+    """Final hidden states, flattened to [r·L, d]."""
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **boundaries(model, batch)).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])

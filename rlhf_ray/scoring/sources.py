@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.batch import Batch, pack_sequences, pad
+from rlhf_ray.batch import Batch, pack, pack_sequences, pad
 from rlhf_ray.config.scoring import RewardConfig, RewardFunctionSource
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model
+from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.models.reward_heads import normalisation
 from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.http import Background, Keys
@@ -58,10 +59,12 @@ class ModelReward:
         model = load_scalar_model(path, config.dtype, config.attention, reading=group).eval().to(device)
         self.weight, self.device, self.budget = weight, device, config.micro_batch_tokens
         self.mean, self.std = normalisation(model.config)
-        self.scorer = SequenceScores(model)
+        self.scorer, self.packing = SequenceScores(model), config.packing
+        if config.packing:
+            enable_packing(model, self.scorer, exact=config.dtype == "fp32")
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
-        raw = score_sequences(self.scorer, sequences(rollouts), self.budget, self.device)
+        raw = score_sequences(self.scorer, sequences(rollouts), self.budget, self.device, self.packing)
         return _checked(self.name, (raw - self.mean) / self.std, rollouts)
 
 
@@ -156,11 +159,13 @@ def sequences(rollouts: Sequence[Rollout]) -> Batch:
 
 
 @torch.inference_mode()
-def score_sequences(scorer: SequenceScores, batch: Batch, token_budget: int, device: torch.device) -> np.ndarray:
-    """float64 [B]: raw scores of a head of one row, computed in micro-batches of similar lengths."""
-    scores = np.empty(len(batch))
-    for indices in plan_micro_batches(batch.lengths, 1, token_budget).micro_batches[0]:
-        scores[indices] = scorer(pad(batch.select(indices), device))[:, 0].cpu().numpy()
+def score_sequences(
+    scorer: SequenceScores, batch: Batch, token_budget: int, device: torch.device, packing: bool = False
+) -> np.ndarray:
+    """float64 [B]: raw scores of a head of one row; `packing` where the model can read it."""
+    scores, lay_out = np.empty(len(batch)), pack if packing else pad
+    for indices in plan_micro_batches(batch.lengths, 1, token_budget, packing=packing).micro_batches[0]:
+        scores[indices] = scorer(lay_out(batch.select(indices), device))[:, 0].float().cpu().numpy()
     return scores
 
 

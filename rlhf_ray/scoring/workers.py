@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlhf_ray.batch import PaddedBatch, pad
+from rlhf_ray.batch import ModelInput, pack, pad
 from rlhf_ray.config.scoring import RewardConfig, ScorerConfig
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_tokenizer
+from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.scoring.http import Keys
 from rlhf_ray.scoring.sources import RewardError, RewardSource, build_sources, sequences
 from rlhf_ray.scoring.usage import Usage
@@ -76,18 +77,21 @@ class ReferenceWorker:
     def __init__(self, config: ScorerConfig, model_path: str, temperature: float) -> None:
         torch.set_num_threads(config.workers.threads)
         self.device = _device(config.workers.gpus)
-        self.budget = config.micro_batch_tokens
+        self.budget, self.packing = config.micro_batch_tokens, config.packing
         model = load_causal_lm(model_path, config.dtype, config.attention).eval().to(self.device)
         self.policy = TokenLogprobs(model, temperature)
+        if config.packing:
+            enable_packing(model, self.policy, exact=config.dtype == "fp32")
 
     @torch.inference_mode()
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """float32 [T] per rollout: log-probabilities of its tokens, in nats, at the sampling temperature."""
         batch = sequences(rollouts)
-        plan = plan_micro_batches(batch.lengths, 1, self.budget).micro_batches[0]
-        flat = [self._forward(pad(batch.select(indices), self.device)) for indices in plan]
+        (plan,) = plan_micro_batches(batch.lengths, 1, self.budget, packing=self.packing).micro_batches
+        lay_out = pack if self.packing else pad
+        flat = [self._forward(lay_out(batch.select(indices), self.device)) for indices in plan]
         column = batch.scatter(np.concatenate(plan), np.concatenate(flat))
         return np.split(column, np.cumsum(batch.target_counts)[:-1])
 
-    def _forward(self, padded: PaddedBatch) -> np.ndarray:
-        return self.policy(padded)[0].float().cpu().numpy()
+    def _forward(self, inputs: ModelInput) -> np.ndarray:
+        return self.policy(inputs)[0].float().cpu().numpy()

@@ -121,8 +121,10 @@ class SupervisedLoop:
 
     def micro_batches(self, batch: Batch) -> tuple[np.ndarray, ...]:
         """This rank's share of a minibatch."""
-        budget = self.job.config.learner.micro_batch_tokens
-        plan = plan_micro_batches(batch.lengths, self.model.world_size, budget, batch.element_sizes)
+        config = self.job.config.learner
+        plan = plan_micro_batches(
+            batch.lengths, self.model.world_size, config.micro_batch_tokens, batch.element_sizes, config.packing
+        )
         return plan.micro_batches[self.model.rank]
 
     def save_model(self, folder: Path) -> None:

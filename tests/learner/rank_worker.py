@@ -50,7 +50,14 @@ class RankWorker:
         return policy_objective(self.algorithm, 0.1)
 
     def train(
-        self, model: str, stage: int, batch: Batch, budget: int, steps: int, max_grad_norm: float = 1e9
+        self,
+        model: str,
+        stage: int,
+        batch: Batch,
+        budget: int,
+        steps: int,
+        max_grad_norm: float = 1e9,
+        packing: bool = False,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[float], list[float]]:
         """(gradients of the first step, parameters after the last, losses, gradient norms)."""
         from deepspeed.utils import safe_get_full_grad
@@ -59,6 +66,7 @@ class RankWorker:
             sharding=ShardingConfig(zero_stage=stage),
             optimizer=OptimizerConfig(learning_rate=1e-3, max_grad_norm=max_grad_norm),
             micro_batch_tokens=budget,
+            packing=packing,
         )
         wrapped = engine.build(lambda: self.load(model), config)
         learner = ShardedModel(wrapped, config, self.rank, self.world)
@@ -73,9 +81,9 @@ class RankWorker:
             step()
 
         wrapped.step = recording_step
-        plan = plan_micro_batches(batch.lengths, self.world, budget, batch.element_sizes).micro_batches[self.rank]
+        shares = plan_micro_batches(batch.lengths, self.world, budget, batch.element_sizes, packing).micro_batches
         objective = self.objective()
-        results = [learner.step(batch, plan, objective, 1e-3) for _ in range(steps)]
+        results = [learner.step(batch, shares[self.rank], objective, 1e-3) for _ in range(steps)]
         parameters = {name: p.float().cpu().numpy().copy() for name, p in learner.named_weights(1 << 20)}
         return gradients, parameters, [r.loss for r in results], [r.grad_norm for r in results]
 

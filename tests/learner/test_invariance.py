@@ -1,4 +1,4 @@
-"""Oracles 16–18 on the real learner: ranks, ZeRO stages, accumulation, padding and batch mates change nothing."""
+"""Oracles 16–18 on the real learner: ranks, ZeRO stages, accumulation, padding, packing and batch mates change nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rank_worker import ALGORITHM, RankWorker, ragged_batch
@@ -66,6 +68,38 @@ def test_oracle_16_two_ranks_train_as_one(pair, control, tiny_model, batch, stag
         assert differences(parameters, control[1]) < 1e-4
         np.testing.assert_allclose(losses, control[2], atol=1e-5)
         np.testing.assert_allclose(norms, control[3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_oracle_18_two_packing_ranks_train_as_one_that_pads(pair, control, tiny_model, batch, stage):
+    """Packed micro-batches over two ranks under every ZeRO stage against one rank's single padded one."""
+    calls = [worker.train.remote(str(tiny_model), stage, batch, 40, STEPS, packing=True) for worker in pair]
+    for gradients, parameters, losses, norms in ray.get(calls):
+        assert differences(gradients, control[0]) < 1e-5
+        assert differences(parameters, control[1]) < 1e-4
+        np.testing.assert_allclose(losses, control[2], atol=1e-5)
+        np.testing.assert_allclose(norms, control[3], rtol=1e-4)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(3, 40), min_size=1, max_size=8),
+    budget=st.integers(1, 200),
+    stage=st.integers(0, 3),
+    packing=st.booleans(),
+    ranks=st.integers(1, 2),
+)
+def test_the_update_is_a_function_of_the_global_batch(single, pair, tiny_model, lengths, budget, stage, packing, ranks):
+    """Oracles 16 to 18 in any combination: lengths, micro-batch size and number, ranks, ZeRO stage, padding or packing."""
+    drawn = ragged_batch(np.random.default_rng(sum(lengths)), 300, lengths)
+    expected = ray.get(single.train.remote(str(tiny_model), 0, drawn, 10_000, 1))
+    workers = [single] if ranks == 1 else pair
+    calls = [worker.train.remote(str(tiny_model), stage, drawn, budget, 1, packing=packing) for worker in workers]
+    for gradients, parameters, losses, norms in ray.get(calls):
+        assert differences(gradients, expected[0]) < 1e-5
+        assert differences(parameters, expected[1]) < 1e-4
+        np.testing.assert_allclose(losses, expected[2], atol=1e-5)
+        np.testing.assert_allclose(norms, expected[3], rtol=1e-4)
 
 
 def test_gradients_are_not_trivially_equal(control):

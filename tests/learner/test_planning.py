@@ -67,6 +67,26 @@ def test_padded_tokens_stay_within_the_budget_unless_one_element_exceeds_it(prob
             assert padded <= budget or len(set(number[micro])) == 1
 
 
+@given(problems())
+def test_packed_micro_batches_are_full(problem):
+    """Nothing lost, elements together and in order, within the budget; no two of a rank would fit into one."""
+    lengths, ranks, budget, elements = problem
+    plan = plan_micro_batches(lengths, ranks, budget, elements, packing=True).micro_batches
+    everything = np.concatenate([micro for rank in plan for micro in rank])
+    assert sorted(everything.tolist()) == list(range(len(lengths)))
+    assert len({len(rank) for rank in plan}) == 1
+    number = np.repeat(np.arange(len(elements)), elements)
+    for rank in plan:
+        tokens = sorted(int(lengths[micro].sum()) for micro in rank if len(micro))
+        assert len(tokens) < 2 or tokens[0] + tokens[1] > budget
+        for micro in rank:
+            assert lengths[micro].sum() <= budget or len(set(number[micro])) == 1
+            for element in np.unique(number[micro]):
+                places = np.flatnonzero(number[micro] == element)
+                assert (np.diff(places) == 1).all()
+                assert micro[places].tolist() == np.flatnonzero(number == element).tolist()
+
+
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=9), BUDGET)
 def test_no_other_cut_of_the_sorted_sequences_costs_less(lengths, budget):
     """Padding and the overhead of each micro-batch together, against every way to cut."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
-from rlhf_ray.batch import Batch, PaddedBatch, pack_sequences, pad, to_rows
+from rlhf_ray.batch import Batch, ModelInput, pack_sequences, pad, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.driver.ptx import with_demonstrations
 from rlhf_ray.learner.objectives import policy_objective
@@ -34,7 +34,7 @@ class Bigram(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.table = nn.Parameter(torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64))
 
-    def forward(self, batch: PaddedBatch, entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, batch: ModelInput, entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         logits = self.table[batch.input_ids.flatten()[batch.positions]]
         return token_logprobs_and_entropy(logits, batch.targets, 0.9, with_entropy=entropy)
 

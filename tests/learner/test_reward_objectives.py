@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.batch import Batch, PaddedBatch, pack_sequences, pad
+from rlhf_ray.batch import Batch, ModelInput, pack_sequences, pad
 from rlhf_ray.config.reward_model import GroupsConfig, ReliabilityConfig, RewardModelConfig
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.learner.reward_objectives import RewardObjective
@@ -32,7 +32,7 @@ class Table(nn.Module):
             start.normal_(generator=torch.Generator().manual_seed(seed))
         self.rewards = nn.Parameter(start)
 
-    def forward(self, padded: PaddedBatch) -> Tensor:
+    def forward(self, padded: ModelInput) -> Tensor:
         return self.rewards[padded.input_ids.flatten()[padded.last]]
 
 

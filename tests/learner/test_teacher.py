@@ -36,8 +36,8 @@ class TaughtRank(RankWorker):
     def taught(self, model: str, teacher: str, stage: int, batch: Batch, budget: int, steps: int) -> tuple:
         self.use(ALONE)
         self.config = TeacherConfig(model=teacher, mode="full_vocabulary", coefficient=2.0)
-        self.learner = LearnerConfig(sharding=ShardingConfig(zero_stage=stage))
-        return self.train(model, stage, batch, budget, steps)
+        self.learner = LearnerConfig(sharding=ShardingConfig(zero_stage=stage), packing=stage == 3)
+        return self.train(model, stage, batch, budget, steps, packing=self.learner.packing)
 
     def objective(self) -> Objective:
         return policy_objective(self.algorithm, 0.0, load_teacher(self.config, self.learner, torch.device("cpu")))
@@ -62,7 +62,7 @@ def train(world: int, *arguments) -> list[tuple]:
 
 
 def test_ranks_and_sharding_change_nothing(ray_cluster, tiny_model, tiny_teacher, batch):
-    """Oracle 16: one rank, whole; two ranks with shares of policy and teacher, and other micro-batches."""
+    """Oracle 16: one rank, whole; two ranks with shares of policy and teacher, and other micro-batches, packed."""
     models = (str(tiny_model), str(tiny_teacher))
     ((gradients, parameters, losses, _),) = train(1, *models, 0, batch, 8192, 5)
     assert losses[-1] < 0.9 * losses[0], "it learns"
