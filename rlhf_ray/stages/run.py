@@ -1,7 +1,7 @@
 """A whole run: the stages in their order, in one folder, resumable.
 
-Invariant: a stage that is complete is never done again; one that was interrupted starts from its last checkpoint (PPO) or from
-its beginning (the supervised stages).
+Invariant: a stage that is complete is never done again; one that was interrupted goes on from its newest whole
+checkpoint, whichever stage it is.
 """
 
 from __future__ import annotations
