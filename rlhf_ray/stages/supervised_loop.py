@@ -37,6 +37,8 @@ KEPT_CHECKPOINTS = 2
 
 def run_rank(job: SupervisedJob, train: Batch, held_out: Batch, rank: int, world: int) -> None:
     """Load the model, train it, and leave it in the stage's folder."""
+    if (job.model_folder / FIT).is_file():
+        return  # a rank died after the model was in place, and all were started again
     config = job.config.learner
     deepspeed_engine.prepare_process(config.workers.threads, config.workers.gpus > 0)
     deepspeed_engine.join_initialised(config.workers.gpus > 0)

@@ -42,8 +42,18 @@ _ROWS = (
     ("policy/ratio_max", "ratio, max", "", "largest probability ratio of the step"),
     ("policy/correction_mean", "correction", "", "mean importance weight of a token, learner against what sampled it"),
     ("policy/ptx_loss", "PTX loss", "nats", "cross-entropy of the demonstrations' tokens in the policy's steps"),
-    ("teacher/kl", "KL to teacher", "nats", "KL(policy‖teacher) per token: of the sampled tokens, or exact over the vocabulary"),
-    ("sampling/groups_dropped", "groups dropped", "groups", "groups given up while the batch was collected; see the ledger"),
+    (
+        "teacher/kl",
+        "KL to teacher",
+        "nats",
+        "KL(policy‖teacher) per token: of the sampled tokens, or exact over the vocabulary",
+    ),
+    (
+        "sampling/groups_dropped",
+        "groups dropped",
+        "groups",
+        "groups given up while the batch was collected; see the ledger",
+    ),
     ("policy/grad_norm", "policy", "", "gradient norm of the policy before clipping"),
     ("policy/learning_rate", "policy", "", "learning rate of the policy"),
     ("value/loss", "value loss", "", "clipped squared error of the critic"),
@@ -89,8 +99,16 @@ _FAMILIES = (
     (re.compile(r"throughput/(?P<part>.+)_tokens_per_s"), "1/s", "tokens that this role handled per second"),
     (re.compile(r"reward/part/(?P<part>.+)"), "", "mean score of this source, before its weight"),
     (re.compile(r"service/(?P<part>.+_s)"), "s", "latency of a judge or another service that is asked for rewards"),
-    (re.compile(r"service/(?P<part>.+_rate)"), "%", "share: questions from the cache, verdicts that flipped with the order, …"),
-    (re.compile(r"service/(?P<part>.+)"), "", "what a judge or another service was asked for in the step, and what it cost"),
+    (
+        re.compile(r"service/(?P<part>.+_rate)"),
+        "%",
+        "share: questions from the cache, verdicts that flipped with the order, …",
+    ),
+    (
+        re.compile(r"service/(?P<part>.+)"),
+        "",
+        "what a judge or another service was asked for in the step, and what it cost",
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.supervised import EarlyStoppingConfig, SupervisedConfig
 from rlhf_ray.stages.preliminary import LanguageTask
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
+from rlhf_ray.stages.supervised_loop import run_rank
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -86,3 +87,11 @@ def test_it_stops_early_and_keeps_the_best(ray_cluster, tiny_model, tmp_path):
     assert fit.stopped and fit.step == records[-1]["step"] < 12
     assert fit.best_loss == min(measured) and measured.index(min(measured)) == fit.best_step == fit.step - 2
     assert json.loads((tmp_path / "sft" / "fit.json").read_text())["best_step"] == fit.best_step
+
+
+def test_a_complete_stage_is_left_alone(tiny_model, tmp_path):
+    """Workers that are started again after the model is in place, here without any process group, have nothing to do."""
+    complete = job(tmp_path, tiny_model, LanguageTask(), 1, 0)
+    (complete.model_folder / "fit.json").write_text("{}")
+    run_rank(complete, dialogues(4, 0), dialogues(4, 1), 0, 1)
+    assert [path.name for path in complete.model_folder.iterdir()] == ["fit.json"]
