@@ -42,7 +42,7 @@ class Dialogue:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> np.ndarray:
     """int32 [P]: the dialogue so far and the beginning of the assistant's turn. Raises `TemplateError`."""
-    text = _written(tokenizer, messages, prompt=True)
+    text = rendered(tokenizer, messages, prompt=True)
     turns = _turns(tokenizer, messages, text) or []
     return np.asarray(_token_ids(tokenizer, text, [cut for turn in turns for cut in turn])[0], dtype=np.int32)
 
@@ -56,7 +56,7 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
     Raises:
         TemplateError: the template refuses the dialogue, or does not extend its prompts, as some do that rewrite earlier turns.
     """
-    text = _written(tokenizer, messages)
+    text = rendered(tokenizer, messages)
     turns = _turns(tokenizer, messages, text)
     if turns is None:
         raise TemplateError(
@@ -88,8 +88,11 @@ def encode_prompts(
     return fit(records, encode, lambda prompt: len(prompt.token_ids), limit)
 
 
-def _written(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False) -> str:
-    """What the template makes of the messages."""
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    """What the template makes of the messages: a dialogue, or with `prompt` up to where the assistant begins to speak.
+
+    Raises `TemplateError` where it refuses them.
+    """
     return _render(tokenizer, messages, prompt=prompt)[0]
 
 
@@ -103,8 +106,8 @@ def _turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text
     turns = []
     for index, turn in enumerate(messages):
         if turn["role"] == "assistant":
-            before = _written(tokenizer, messages[:index], prompt=True)
-            after = _written(tokenizer, messages[: index + 1])
+            before = rendered(tokenizer, messages[:index], prompt=True)
+            after = rendered(tokenizer, messages[: index + 1])
             if not after.startswith(before) or not text.startswith(after):
                 return None
             end = after.rfind(tokenizer.eos_token, len(before))

@@ -1,0 +1,109 @@
+"""Calling environments: in threads, so many at a time, each within its time; what goes wrong is an `EnvironmentFailed`.
+
+Invariant: the event loop never waits for an environment's code, and neither does the end of the process: a thread that is
+stuck is left behind and costs its episode, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.environments.base import Environment, EnvironmentFailed, Message, Step, checked_step, messages_of
+from rlhf_ray.types import Prompt, RolloutRequest
+
+Result = TypeVar("Result")
+
+
+def resolve_class(path: str) -> type:
+    """The class that `package.module:Class` names.
+
+    Raises:
+        ValueError: the module cannot be imported, or has no such class with `reset` and `step`.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"environment {path!r}: cannot import {module_name!r}: {error}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        raise ValueError(f"environment {path!r}: module {module_name!r} has no class {name!r}")
+    missing = [method for method in ("reset", "step") if not callable(getattr(found, method, None))]
+    if missing:
+        raise ValueError(f"environment {path!r} has no method {' and no '.join(missing)}")
+    return found
+
+
+def check_environment(config: EnvironmentConfig) -> None:
+    """Make one, and throw it away.
+
+    Raises:
+        ValueError: there is no such class, or it does not take these arguments.
+    """
+    try:
+        resolve_class(config.factory)(**config.arguments)
+    except TypeError as error:
+        raise ValueError(f"environment {config.factory!r} does not take these arguments: {error}") from error
+
+
+class EnvironmentCalls:
+    """`reset` and `step` of all episodes of a run. Belongs to one event loop."""
+
+    def __init__(self, config: EnvironmentConfig) -> None:
+        self.config = config
+        self._class = resolve_class(config.factory)
+        self._free = asyncio.Semaphore(config.concurrency)
+
+    async def reset(self, request: RolloutRequest) -> tuple[Environment, tuple[Message, ...]]:
+        """A new environment and what it says first."""
+
+        def begin(prompt: Prompt, seed: int) -> tuple[Environment, tuple[Message, ...]]:
+            environment = self._class(**self.config.arguments)
+            return environment, messages_of(environment.reset(prompt, seed) or ())
+
+        return await self._call("reset", request.id, begin, request.prompt, request.seed)
+
+    async def step(self, environment: Environment, response: str, rollout_id: str) -> Step:
+        """Its answer, checked."""
+        return await self._call("step", rollout_id, lambda: checked_step(environment.step(response)))
+
+    async def _call(self, method: str, rollout_id: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        async with self._free:
+            try:
+                async with asyncio.timeout(self.config.timeout_s):
+                    result = await in_thread(function, *arguments)
+            except TimeoutError:
+                # Only the limit raises this: what the environment itself raises is a result.
+                result = TimeoutError(f"no answer within {self.config.timeout_s:g} s (environment.timeout_s)")
+        if isinstance(result, Exception):
+            reason = f"{method} failed: {type(result).__name__}: {result}"
+            raise EnvironmentFailed(self.config.factory, reason, rollout_id) from result
+        return result
+
+
+def in_thread(function: Callable[..., Result], *arguments: Any) -> asyncio.Future[Result | Exception]:
+    """Run a function in a thread of its own; its result, or what it raised *as* a result."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result | Exception] = loop.create_future()
+
+    def settle(result: Result | Exception) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    def work() -> None:
+        try:
+            result: Result | Exception = function(*arguments)
+        except Exception as error:
+            # Somebody else's code may raise anything; whoever waits decides.
+            result = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result)
+
+    # A daemon, unlike the threads of an executor, does not keep the process when it never ends.
+    threading.Thread(target=work, name="environment", daemon=True).start()
+    return future

@@ -1,0 +1,118 @@
+"""Episodes on the real engine: reproducible, continuous, and scored by the learner as the engine sampled them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_ray.algorithms.advantages import gae
+from rlhf_ray.batch import pad
+from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
+from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.scoring import ScorerConfig
+from rlhf_ray.driver.preparation import collate, prepare
+from rlhf_ray.environments.base import EnvironmentFailed
+from rlhf_ray.models.heads import TokenLogprobs
+from rlhf_ray.models.loading import load_causal_lm
+from rlhf_ray.scoring.workers import ReferenceWorker
+from rlhf_ray.types import Experience, Rollout, Score
+
+PROMPTS = 12
+
+
+@pytest.fixture(scope="module")
+def episodes(play, ask, environment) -> list[Rollout]:
+    rollouts = play(environment(), ask(PROMPTS, samples=2))
+    assert sum(len(rollout.turns) > 1 for rollout in rollouts) >= 4, (
+        "the model must end some turns for this to say anything"
+    )
+    return sorted(rollouts, key=lambda rollout: rollout.id)
+
+
+def test_every_request_is_answered_once_and_within_limits(episodes):
+    assert len({rollout.id for rollout in episodes}) == len(episodes) == 2 * PROMPTS
+    assert {rollout.finish_reason for rollout in episodes} == {"stop", "length"}
+    assert max(len(rollout.turns) for rollout in episodes) > 2
+    for rollout in episodes:
+        assert len(rollout.prompt.token_ids) + len(rollout) <= 160 and len(rollout.turns) <= 4
+        assert rollout.chosen[0] and rollout.chosen[-1] and (rollout.versions[rollout.chosen] == 0).all()
+
+
+def test_learner_and_engine_agree_on_every_chosen_token(episodes, talking_model: Path):
+    """Oracle 24, over several turns: what later turns were sampled after is what the learner reads before them."""
+    batch = collate([Experience(rollout, Score(0.0, {}), None) for rollout in episodes])
+    policy = TokenLogprobs(load_causal_lm(talking_model), 1.0)
+    with torch.no_grad():
+        logprobs = policy(pad(batch))[0].numpy()
+    assert np.abs(logprobs - batch.behaviour_logprobs).max() <= 1e-5
+    assert len(logprobs) == sum(rollout.chosen_count for rollout in episodes) < sum(map(len, episodes))
+
+
+def test_the_reference_worker_answers_for_chosen_tokens(episodes, talking_model: Path):
+    worker = ReferenceWorker(ScorerConfig(workers=Workers(threads=1), micro_batch_tokens=256), str(talking_model), 1.0)
+    for rollout, logprobs in zip(episodes, worker.logprobs(episodes), strict=True):
+        np.testing.assert_allclose(logprobs, rollout.logprobs[rollout.chosen], atol=1e-5)
+
+
+def test_episodes_can_be_had_again_in_other_company(play, ask, environment, episodes):
+    for again in play(environment(), ask(PROMPTS, samples=2)[3:9]):
+        [rollout] = [rollout for rollout in episodes if rollout.id == again.id]
+        assert rollout.token_ids.tolist() == again.token_ids.tolist() and rollout.turns == again.turns
+        assert (rollout.logprobs == again.logprobs).all()
+
+
+def test_no_episode_waits_for_a_slow_one(play, ask, environment):
+    """The first prompt's environment takes half a second a turn; the others have finished all their turns before."""
+    arrived = play(environment(arguments={"slow_s": 1.5}), ask(6))
+    assert arrived[-1].id == "p0/0" and any(len(rollout.turns) > 1 for rollout in arrived[:-1])
+
+
+def test_what_an_environment_says_first_is_part_of_the_prompt(play, ask, environment):
+    [rollout] = play(environment(arguments={"greeting": "Good morning."}), ask(1))
+    assert rollout.prompt.messages[-1] == {"role": "user", "content": "Good morning."}
+    [plain] = ask(1)
+    assert rollout.prompt.id == plain.prompt.id and len(rollout.prompt.token_ids) > len(plain.prompt.token_ids)
+
+
+def test_a_prompt_without_room_is_an_error_of_its_episode(play, ask, environment):
+    [failed] = play(environment(arguments={"greeting": "Good morning. " * 20}), ask(1), context=60)
+    assert isinstance(failed, EnvironmentFailed) and "the context is 60" in str(failed)
+
+
+def test_failures_are_answers_and_leave_the_others_alone(play, ask, environment):
+    failed = play(environment("Faulty", arguments={"greeting": "raise"}), ask(5))
+    assert all(isinstance(item, EnvironmentFailed) for item in failed)
+    assert {item.rollout_id for item in failed} == {f"p{p}/0" for p in range(5)}
+
+
+def test_without_an_environment_it_is_the_pool(play, ask, pool):
+    rollouts = play(None, ask(8))
+    assert all(rollout.turns == () and rollout.chosen.all() and len(rollout) <= 24 for rollout in rollouts)
+    assert all(member.load == 0 for member in pool.members)
+
+
+def test_advantages_are_those_of_the_episode_without_its_holes(episodes):
+    """GAE end to end: rewards at the turns' ends, and the recursion over what the policy chose, cut out by hand."""
+    experiences = [
+        Experience(r, Score(float(i), {"model": float(i)}).with_turns(r), None) for i, r in enumerate(episodes)
+    ]
+    batch = collate(experiences)
+    values = np.random.default_rng(0).normal(size=int(batch.target_mask.sum())).astype(np.float32)
+    algorithm = AlgorithmConfig(kl=KLConfig(placement="none"), whiten_advantages=False, gamma=0.98, lam=0.9)
+    prepared = prepare(experiences, batch.with_columns(old_values=values), algorithm, 0.0, 96)
+    assert len(prepared.batch.advantages) == batch.target_mask.sum()
+    start = 0
+    for index, rollout in enumerate(episodes):
+        rewards, full_values = np.zeros(len(rollout), dtype=np.float32), np.full(len(rollout), 1e6, dtype=np.float32)
+        full_values[rollout.chosen] = values[start : start + rollout.chosen_count]
+        for turn in rollout.turns:
+            rewards[turn.stop - 1] += turn.reward
+        rewards[-1] += index
+        tensors = (torch.from_numpy(x)[None] for x in (rewards, full_values, rollout.chosen))
+        expected = gae(*tensors, 0.98, 0.9)[0][0].numpy()[rollout.chosen]
+        actual = prepared.batch.advantages[start : start + rollout.chosen_count]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+        start += rollout.chosen_count
