@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "folder", "stages", "cluster.*", "ppo.steps", "ppo.checkpoint.*", "ppo.placement.*", "evaluation.*",
     "*.workers.*", "*.micro_batch_tokens", "ppo.rollout.max_concurrent", "ppo.rollout.kv_cache_gb",
     "ppo.rollout.gpu_memory_utilization", "ppo.rollout.weights.*", "ppo.reward.batch_tokens", "*.price", "*.price.*",
+    "ppo.environment.concurrency", "ppo.environment.timeout_s",
     *(f"ppo.reward.{kind}.*.{key}" for kind in ("judges", "http") for key in (
         "url", "api_key_env", "concurrency", "requests_per_minute", "timeout_s", "attempts", "backoff_s", "batch_size", "cache",
     )),

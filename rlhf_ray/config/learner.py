@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.resources import Workers, check_packing, micro_batch_budget
 
 
@@ -64,6 +65,8 @@ class LearnerConfig(Section):
     """`fp32`; `bf16` with fp32 master weights; `autocast`: fp32 weights, bf16 matrix products."""
     sharding: ShardingConfig = ShardingConfig()
     """DeepSpeed ZeRO."""
+    lora: LoraConfig | None = None
+    """Train adapters only; None: all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more arithmetic."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"

@@ -61,6 +61,12 @@ class RewardModelConfig(SupervisedConfig):
         return aspects
 
     @model_validator(mode="after")
+    def _all_weights(self) -> RewardModelConfig:
+        if self.learner.lora is not None:
+            raise ValueError("learner.lora: adapters are for language models; a reward model trains all weights, remove it")
+        return self
+
+    @model_validator(mode="after")
     def _settings_of_the_kind(self) -> RewardModelConfig:
         if self.reliability is not None and self.kind != "pairs":
             raise ValueError(

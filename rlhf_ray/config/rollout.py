@@ -38,6 +38,9 @@ class WeightChannelConfig(Section):
 
     kind: Literal["object_store", "nccl", "ipc"] = "object_store"
     """`object_store` works on any hardware; `nccl` (across GPUs) and `ipc` (colocated on one GPU) are vLLM's own."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """Of a policy with adapters: all weights, the adapters merged into them; or the adapters alone, which the engine applies as
+    it generates: a few per cent of the bytes, for slower tokens."""
     bucket_mb: float = Field(256.0, gt=0)
     """Size of one transfer, in MiB: what a publication needs beside the weights themselves."""
     probe_tokens: int = Field(32, ge=2)
@@ -46,6 +49,15 @@ class WeightChannelConfig(Section):
     """Largest |Δ logprob| on the probe, in nats; 1e-4 for fp32. For bf16 the mean is compared: use 0.05."""
     timeout_s: float = Field(600.0, gt=0)
     """A worker that has not confirmed a publication by then is not used any more."""
+
+    @model_validator(mode="after")
+    def _channel_of_adapters(self) -> WeightChannelConfig:
+        if self.lora == "adapter" and self.kind != "object_store":
+            raise ValueError(
+                f"lora: adapter travels by kind object_store only, and kind is {self.kind}; adapters are small, so use that, or "
+                "lora: merged"
+            )
+        return self
 
 
 class RolloutConfig(Section):

@@ -69,6 +69,8 @@ class RunConfig(Section):
                     raise ValueError(f"stage {stage} reads {sources}, which is not set (nor is data.simulate)")
             if "ppo" in self.stages and self.ppo.algorithm.ptx is not None and self.data.demonstrations is None:
                 raise ValueError("ppo.algorithm.ptx learns from data.demonstrations, which is not set")
+            if "ppo" in self.stages and self.ppo.discriminator is not None and self.data.demonstrations is None:
+                raise ValueError("ppo.discriminator learns from data.demonstrations, which is not set")
         if self.model.build is not None and "sft" not in self.stages:
             raise ValueError("a model.build starts random and needs the stage sft before the others")
         reward = self.ppo.reward.model
@@ -86,17 +88,17 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sequences_fit(self) -> RunConfig:
         rollout = self.ppo.rollout
-        longest = self.data.max_prompt_tokens + rollout.sampling.max_new_tokens
-        if rollout.max_sequence_tokens is not None and rollout.max_sequence_tokens < longest:
+        one_turn = self.data.max_prompt_tokens + rollout.sampling.max_new_tokens
+        if rollout.max_sequence_tokens is not None and rollout.max_sequence_tokens < one_turn:
             raise ValueError(
                 f"ppo.rollout.max_sequence_tokens {rollout.max_sequence_tokens} is below data.max_prompt_tokens + "
-                f"max_new_tokens = {longest}"
+                f"max_new_tokens = {one_turn}"
             )
         positions = self.model.build.max_positions if self.model.build else None
-        if positions is not None and positions < max(longest, self.data.max_dialogue_tokens):
+        if positions is not None and positions < max(self.context_tokens, self.data.max_dialogue_tokens):
             raise ValueError(
-                f"model.build.max_positions {positions} is below the longest sequence: data.max_prompt_tokens + "
-                f"max_new_tokens = {longest}, data.max_dialogue_tokens = {self.data.max_dialogue_tokens}"
+                f"model.build.max_positions {positions} is below the longest sequence: {self.context_tokens} of a prompt "
+                f"and its rollout ({self.explained_context}), data.max_dialogue_tokens = {self.data.max_dialogue_tokens}"
             )
         return self
 
@@ -117,6 +119,19 @@ class RunConfig(Section):
         return self
 
     @property
+    def context_tokens(self) -> int:
+        """Most tokens of a prompt and what follows it."""
+        return self.ppo.rollout.max_sequence_tokens or self.data.max_prompt_tokens + self.ppo.longest_rollout
+
+    @property
+    def explained_context(self) -> str:
+        """What `context_tokens` is made of."""
+        if self.ppo.rollout.max_sequence_tokens:
+            return "ppo.rollout.max_sequence_tokens"
+        turns = " for each of environment.max_turns, and its answers" if self.ppo.environment else ""
+        return f"data.max_prompt_tokens + ppo.rollout.sampling.max_new_tokens{turns}"
+
+    @property
     def roles(self) -> dict[str, Workers]:
         """The PPO stage's actors by role."""
         ppo = self.ppo
@@ -125,8 +140,10 @@ class RunConfig(Section):
             roles["reward"] = ppo.reward.workers
         if ppo.teacher is not None and ppo.teacher.mode == "advantage":
             roles["teacher"] = ppo.teacher.workers
-        if ppo.algorithm.kl.placement != "none":
+        if ppo.algorithm.kl.placement != "none" and not ppo.share_reference:
             roles["reference"] = ppo.reference.workers
         if ppo.algorithm.needs_value_model:
             roles["value"] = ppo.value.workers
+        if ppo.discriminator is not None:
+            roles["discriminator"] = ppo.discriminator.workers
         return roles

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.discriminator import DiscriminatorConfig
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.scoring import RewardConfig, ScorerConfig
@@ -19,7 +21,7 @@ class PlacementConfig(Section):
 
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement strategy for the bundles."""
-    colocate: list[list[Literal["rollout", "policy", "value", "reference", "reward", "teacher"]]] = []
+    colocate: list[list[Literal["rollout", "policy", "value", "reference", "reward", "teacher", "discriminator"]]] = []
     """Roles that share a bundle per index, e.g. `[[rollout, policy]]` with gpus 0.5 each: two actors on one GPU."""
     timeout_s: float = Field(300.0, gt=0)
     """How long to wait for the cluster to make room."""
@@ -44,7 +46,7 @@ class CheckpointConfig(Section):
 
 
 class PpoConfig(Section):
-    """The reinforcement-learning stage and its five roles."""
+    """The reinforcement-learning stage and its roles."""
 
     steps: int = Field(100, ge=1)
     """Batches to train on."""
@@ -74,12 +76,30 @@ class PpoConfig(Section):
     """Scoring."""
     reference: ScorerConfig = ScorerConfig()
     """The frozen policy that the KL is measured from; started where a KL term needs it."""
+    share_reference: bool = False
+    """The reference is the policy's learner without its adapters: no second copy of the model, no reference workers. Needs
+    `policy.lora`."""
     teacher: TeacherConfig | None = None
     """A larger model to learn from, beside the reward or instead of it."""
+    discriminator: DiscriminatorConfig | None = None
+    """A reward learned from `data.demonstrations` meanwhile, beside the reward or instead of it; null: none."""
+    environment: EnvironmentConfig | None = None
+    """Episodes of several turns; null: a rollout is one response."""
     placement: PlacementConfig = PlacementConfig()
     """Where the actors run."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """What to go on from."""
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens that the policy chooses in one rollout."""
+        return self.rollout.sampling.max_new_tokens * (self.environment.max_turns if self.environment else 1)
+
+    @property
+    def longest_rollout(self) -> int:
+        """Most tokens that follow a prompt."""
+        answers = 0 if self.environment is None else self.environment.max_turns - 1
+        return self.longest_response + answers * (self.environment.max_observation_tokens if answers else 0)
 
     @model_validator(mode="after")
     def _divisible(self) -> PpoConfig:
@@ -96,11 +116,23 @@ class PpoConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters_where_they_work(self) -> PpoConfig:
+        if self.value.lora is not None:
+            raise ValueError("value.lora: adapters are for the policy; the value model trains all weights, remove it")
+        if self.policy.lora is None and self.share_reference:
+            raise ValueError("share_reference: without policy.lora the learner does not keep the model that it began from")
+        if self.policy.lora is None and self.rollout.weights.lora == "adapter":
+            raise ValueError("rollout.weights.lora is adapter, and the policy has none: set policy.lora, or use merged")
+        return self
+
+    @model_validator(mode="after")
     def _something_to_learn_from(self) -> PpoConfig:
-        rewarded, advantage = self.reward.has_sources, self.algorithm.advantage
+        others = (self.environment, self.discriminator)
+        rewarded, advantage = self.reward.has_sources or others != (None, None), self.algorithm.advantage
         if not rewarded and self.teacher is None:
             raise ValueError(
-                "no source of reward: set reward.model, add to reward.functions, judges or http, or set teacher"
+                "no source of reward: set reward.model, add to reward.functions, judges or http, or set environment, "
+                "discriminator or teacher"
             )
         if not rewarded and advantage != "none":
             raise ValueError(
@@ -115,15 +147,37 @@ class PpoConfig(Section):
                 "reward.judges: a pairwise judge without a reference compares the responses to one prompt; set "
                 "samples_per_prompt to 2 or more"
             )
+        if self.reward.needs_groups and self.environment is not None:
+            raise ValueError(
+                "reward.judges: a pairwise judge without a reference compares responses to one conversation, and episodes of an "
+                "environment go on differently; give it a reference, or use mode pointwise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _discriminator_fits(self) -> PpoConfig:
+        if self.discriminator is None:
+            return self
+        if self.batch_size % self.discriminator.minibatches:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by discriminator.minibatches {self.discriminator.minibatches}"
+            )
+        if self.algorithm.dynamic_sampling is not None:
+            raise ValueError(
+                "algorithm.dynamic_sampling replaces groups by their scores as they arrive, and the discriminator judges the "
+                "batch as a whole, later; remove one of them"
+            )
+        if any(source.name == "discriminator" for source in (*self.reward.functions, *self.reward.services)):
+            raise ValueError("a source of reward is called 'discriminator', as the part of ppo.discriminator is; rename it")
         return self
 
     @model_validator(mode="after")
     def _algorithm_fits_sampling(self) -> PpoConfig:
         sampling, overlong = self.rollout.sampling, self.algorithm.overlong
-        if overlong is not None and overlong.buffer_tokens > sampling.max_new_tokens:
+        if overlong is not None and overlong.buffer_tokens > self.longest_response:
             raise ValueError(
                 f"algorithm.overlong.buffer_tokens {overlong.buffer_tokens} is more than rollout.sampling.max_new_tokens "
-                f"{sampling.max_new_tokens}, the limit that it lies below"
+                f"{self.longest_response}{' of all turns' if self.environment else ''}, the limit that it lies below"
             )
         if self.algorithm.ptx is not None and sampling.temperature != 1:
             raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.driver import checkpoint
+from rlhf_ray.driver.imitation import Imitation
 from rlhf_ray.driver.ledger import Ledger
 from rlhf_ray.driver.metrics import step_metrics
 from rlhf_ray.driver.preparation import Prepared
@@ -26,7 +27,11 @@ from rlhf_ray.types import Experience
 
 SAMPLES_PER_STEP = 2
 NO_SIGNAL = "no signal: all scores of the group are equal"
-_BUSY = {"rollout": ("rollout",), "scoring": ("scoring",), "learner": ("preparation", "update", "publication")}
+_BUSY = {
+    "rollout": ("rollout",),
+    "scoring": ("scoring",),
+    "learner": ("preparation", "update", "publication", "discriminator"),
+}
 _EVENT_KINDS: dict[str, EventKind] = {"started": "join", "stale": "fault", "died": "departure", "redispatched": "fault"}
 
 
@@ -66,11 +71,11 @@ class Journal:
         prepared: Prepared,
         policy: Sequence[StepResult],
         value: Sequence[StepResult],
-        services: Mapping[str, float],
+        beside: Mapping[str, float],
     ) -> None:
-        """A step was applied. `services`: what judges and the like were asked for meanwhile."""
+        """A step was applied. `beside`: metrics of judges and the like, and of the discriminator."""
         entry = self.ledger.train(state.step, [experience.id for experience in experiences])
-        metrics = step_metrics(state, experiences, prepared, policy, value, self.timer.lap()) | services
+        metrics = step_metrics(state, experiences, prepared, policy, value, self.timer.lap()) | beside
         metrics["sampling/groups_dropped"] = len(entry.dropped)
         self.metrics.log(state.step, metrics)
         for experience in experiences[:SAMPLES_PER_STEP]:
@@ -87,7 +92,7 @@ class Journal:
         """A group without signal was replaced by another; common, so in the ledger only."""
         self.ledger.drop(prompt_id, NO_SIGNAL)
 
-    async def checkpoint(self, state: TrainingState, roles: Roles) -> Path:
+    async def checkpoint(self, state: TrainingState, roles: Roles, imitation: Imitation | None = None) -> Path:
         """Write a checkpoint of everything that the run needs to go on."""
         self.metrics.sync()
 
@@ -96,6 +101,8 @@ class Journal:
             await roles.policy.save_pretrained(folder / "policy")
             if roles.value is not None:
                 await roles.value.save_checkpoint(folder / "value_learner")
+            if imitation is not None:
+                await imitation.save(folder)
 
         path = await checkpoint.save(self.folder.checkpoints, state.saved(self.config_sha256), write_roles, self.keep)
         self.events.emit("checkpoint", f"step {state.step}", path=path.name)

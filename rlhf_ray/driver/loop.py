@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Literal
 
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.stages import PpoConfig
 from rlhf_ray.driver.buffer import ExperienceBuffer
+from rlhf_ray.driver.imitation import Imitation, Judgement
 from rlhf_ray.driver.journal import Journal
 from rlhf_ray.driver.preparation import Prepared, collate, minibatches, prepare, shaped_scores
 from rlhf_ray.driver.prompts import PromptSource
@@ -19,6 +22,7 @@ from rlhf_ray.driver.ptx import DemonstrationSource, per_step, with_demonstratio
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.driver.token_batches import TokenBatches
+from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.learner.engine import learning_rate
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.scoring.sources import RewardError
@@ -37,12 +41,13 @@ class PpoLoop:
         journal: Journal,
         seed: int,
         demonstrations: DemonstrationSource | None = None,
+        imitation: Imitation | None = None,
     ) -> None:
-        """`demonstrations`: for `algorithm.ptx`."""
+        """`demonstrations`: for `algorithm.ptx`; `imitation`: for `discriminator`."""
         self.config, self.roles, self.prompts, self.state, self.journal, self.seed = (
             config, roles, prompts, state, journal, seed,
         )  # fmt: skip
-        self.demonstrations = demonstrations
+        self.demonstrations, self.imitation = demonstrations, imitation
         self.groups_per_batch = config.batch_size // config.samples_per_prompt
         dynamic = config.algorithm.dynamic_sampling
         attempts = dynamic.max_attempts if dynamic is not None else 1
@@ -84,9 +89,12 @@ class PpoLoop:
         ready = TokenBatches(self.config.reward.batch_tokens, group)
         async with asyncio.TaskGroup() as scoring:
             with self.journal.timer("rollout"):
-                async for rollout in self.roles.pool.generate(requests):
-                    if batch := ready.add(rollout):
-                        scoring.create_task(self.score(batch))
+                async with aclosing(self.roles.episodes.run(requests)) as rollouts:
+                    async for rollout in rollouts:
+                        if isinstance(rollout, EnvironmentFailed):
+                            await self.drop(rollout.prompt_id, rollout, self.config.environment.on_error)
+                        elif batch := ready.add(rollout):
+                            scoring.create_task(self.score(batch))
             if rest := ready.take():
                 scoring.create_task(self.score(rest))
 
@@ -100,28 +108,34 @@ class PpoLoop:
             )
         for rollout, score, reference, teacher in zip(rollouts, *said, strict=True):
             if isinstance(score, RewardError):
-                await self.drop(rollout, score)
+                await self.drop(rollout.prompt.id, score, self.config.reward.on_error)
             elif not await self.buffer.put(Experience(rollout, score, reference, teacher)):
                 self.journal.resampled(rollout.prompt.id)
 
     def has_signal(self, group: Sequence[Experience]) -> bool:
         """Whether the scores of a group differ: where they do not, every advantage is zero."""
-        scores = shaped_scores(group, self.config.algorithm, self.config.rollout.sampling.max_new_tokens)
+        scores = shaped_scores(group, self.config.algorithm, self.config.longest_response)
         return bool((scores != scores[0]).any())
 
-    async def drop(self, rollout: Rollout, error: RewardError) -> None:
-        """Give up the rollout's whole group, or the run, as the config says; never a silent zero."""
-        if self.config.reward.on_error == "fail":
+    async def drop(
+        self, prompt_id: str, error: RewardError | EnvironmentFailed, on_error: Literal["fail", "drop"]
+    ) -> None:
+        """Give up the prompt's whole group, or the run, as the config says; never a silent zero."""
+        if on_error == "fail":
             raise error
-        if await self.buffer.drop(rollout.prompt.id):
-            self.journal.dropped(rollout.prompt.id, str(error))
+        if await self.buffer.drop(prompt_id):
+            self.journal.dropped(prompt_id, str(error))
 
     async def train(self) -> None:
         """Experience → batch → new policy → rollout workers, once per step."""
         while self.state.step < self.config.steps:
-            experiences = await self.buffer.take(self.groups_per_batch)
+            experiences, judgement = await self.judge(await self.buffer.take(self.groups_per_batch))
             prepared = await self.prepare(experiences)
-            policy_results, value_results = await self.update(prepared)
+            if judgement is not None and self.imitation.policy_waits(judgement):
+                prepared = prepared.untrained()
+            (policy_results, value_results), imitated = await asyncio.gather(
+                self.update(prepared), self.imitate(experiences, judgement)
+            )
             with self.journal.timer("publication"):
                 await self.roles.pool.publish(self.state.step + 1, self.roles.policy)
             services = await self.roles.service_metrics()
@@ -132,10 +146,25 @@ class PpoLoop:
             last = self.state.step == self.config.steps
             if not last:
                 await self.buffer.publish(self.state.step)
-            self.journal.record(self.state, experiences, prepared, policy_results, value_results, services)
+            self.journal.record(self.state, experiences, prepared, policy_results, value_results, services | imitated)
             if last or self.state.step % self.config.checkpoint.every == 0:
                 with self.journal.timer("checkpoint"):
-                    await self.journal.checkpoint(self.state, self.roles)
+                    await self.journal.checkpoint(self.state, self.roles, self.imitation)
+
+    async def judge(self, experiences: Sequence[Experience]) -> tuple[Sequence[Experience], Judgement | None]:
+        """The batch with the discriminator's part of the reward, and what it said; as it is where there is none."""
+        if self.imitation is None:
+            return experiences, None
+        with self.journal.timer("discriminator"):
+            judgement = await self.imitation.judge(experiences, self.state.step)
+        return self.imitation.rewarded(experiences, judgement), judgement
+
+    async def imitate(self, experiences: Sequence[Experience], judgement: Judgement | None) -> dict[str, float]:
+        """The discriminator learns from the batch that it has judged; its metrics."""
+        if judgement is None:
+            return {}
+        with self.journal.timer("discriminator"):
+            return await self.imitation.learn(experiences, judgement, self.state.step)
 
     async def prepare(self, experiences: Sequence[Experience]) -> Prepared:
         """Old log-probabilities and values from the learners, then advantages over the global batch."""
@@ -150,7 +179,9 @@ class PpoLoop:
                 batch = batch.with_columns(old_logprobs=old)
             if values is not None:
                 batch = batch.with_columns(old_values=values)
-            limit = self.config.rollout.sampling.max_new_tokens
+            if self.config.share_reference and self.config.algorithm.kl.placement != "none":
+                batch = batch.with_columns(reference_logprobs=await policy.evaluate(batch, base=True))
+            limit = self.config.longest_response
             teaching = self.config.teacher.coefficient if self.roles.teacher else 0.0
             return prepare(experiences, batch, self.config.algorithm, self.state.kl.beta, limit, teaching)
 
@@ -159,7 +190,7 @@ class PpoLoop:
         config, policy_results, value_results = self.config, [], []
         parts = minibatches(
             prepared, config.algorithm, config.minibatches, config.epochs,
-            config.rollout.sampling.max_new_tokens, (self.seed, self.state.step),
+            config.longest_response, (self.seed, self.state.step),
         )  # fmt: skip
         total = config.steps * len(parts)
         with self.journal.timer("update"):

@@ -24,8 +24,8 @@ def step_metrics(
 ) -> dict[str, float | None]:
     """Everything that is logged of a step, `state` being the one after it."""
     totals = np.asarray([e.score.total for e in experiences])
-    lengths = np.asarray([len(e.rollout) for e in experiences])
-    ages = np.concatenate([state.step - 1 - e.rollout.versions for e in experiences])
+    lengths = np.asarray([e.rollout.chosen_count for e in experiences])
+    ages = np.concatenate([state.step - 1 - e.rollout.versions[e.rollout.chosen] for e in experiences])
     tokens = int(prepared.batch.lengths.sum())
     metrics: dict[str, float | None] = {
         "kl/coefficient": state.kl.beta,
@@ -44,6 +44,8 @@ def step_metrics(
         metrics[f"reward/part/{part}"] = float(np.mean([e.score.parts[part] for e in experiences]))
     if prepared.teacher_kl is not None:
         metrics["teacher/kl"] = prepared.teacher_kl
+    if experiences[0].rollout.turns:
+        metrics["response/turns_mean"] = float(np.mean([len(e.rollout.turns) for e in experiences]))
     if prepared.kl is not None:
         metrics["kl/sequence"] = prepared.kl
     if prepared.batch.old_logprobs is not None:

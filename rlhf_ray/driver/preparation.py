@@ -7,7 +7,7 @@ aggregation of the loss global by construction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from rlhf_ray.algorithms.rewards import score_unfinished, token_rewards
 from rlhf_ray.batch import Batch, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.scoring.sources import sequences
-from rlhf_ray.types import Experience
+from rlhf_ray.types import Experience, Rollout
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,17 @@ class Prepared:
     teacher_kl: float | None = None
     """Mean over tokens of log π_old − log π_T, nats."""
 
+    def untrained(self) -> Prepared:
+        """The same with nothing in the loss."""
+        return replace(self, trained=np.zeros_like(self.trained))
+
 
 def collate(experiences: Sequence[Experience]) -> Batch:
     """Token ids and the columns that rollouts bring along."""
     rollouts = [experience.rollout for experience in experiences]
-    batch = sequences(rollouts).with_columns(behaviour_logprobs=np.concatenate([r.logprobs for r in rollouts]))
+    batch = sequences(rollouts).with_columns(
+        behaviour_logprobs=np.concatenate([r.logprobs[r.chosen] for r in rollouts])
+    )
     if experiences[0].reference_logprobs is None:
         return batch
     return batch.with_columns(reference_logprobs=np.concatenate([e.reference_logprobs for e in experiences]))
@@ -67,7 +73,9 @@ def prepare(
     reference = None if batch.reference_logprobs is None else _rows(batch.reference_logprobs, counts)[0]
     scores = shaped_scores(experiences, algorithm, max_new_tokens)
     in_reward = beta if algorithm.kl.placement == "reward" else 0.0
-    rewards = token_rewards(scores, rows, reference, mask, in_reward, algorithm.kl.used_estimator)
+    of_turns, _ = _rows(turn_rewards([e.rollout for e in experiences]), counts)
+    final = scores - of_turns.sum(dim=1)
+    rewards = of_turns + token_rewards(final, rows, reference, mask, in_reward, algorithm.kl.used_estimator)
     shaped = float(rewards.sum(dim=1).mean())
     if algorithm.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
@@ -115,9 +123,21 @@ def shaped_scores(experiences: Sequence[Experience], algorithm: AlgorithmConfig,
     finished = torch.from_numpy(_finished(experiences))
     scores = score_unfinished(scores, finished, penalty=algorithm.missing_eos_penalty or 0.0)
     if (overlong := algorithm.overlong) is not None:
-        lengths = torch.tensor([len(e.rollout) for e in experiences])
+        lengths = torch.tensor([e.rollout.chosen_count for e in experiences])
         scores += soft_overlong_punishment(lengths, max_new_tokens, overlong.buffer_tokens, overlong.penalty)
     return scores
+
+
+def turn_rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float32 [M]: what environments gave for each turn, at the turn's last token; 0 elsewhere."""
+    column = np.zeros(sum(rollout.chosen_count for rollout in rollouts), dtype=np.float32)
+    end = 0
+    for rollout in rollouts:
+        for turn in rollout.turns:
+            end += turn.stop - turn.start
+            column[end - 1] = turn.reward
+        end += 0 if rollout.turns else len(rollout)
+    return column
 
 
 def _weighted(part: Batch, trained: np.ndarray, algorithm: AlgorithmConfig, max_new_tokens: int) -> Batch | None:

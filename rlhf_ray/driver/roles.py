@@ -1,4 +1,4 @@
-"""The five roles of a run, started together and stopped together."""
+"""The roles of a run, started together and stopped together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy as np
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.scoring import RewardConfig
 from rlhf_ray.driver.token_batches import spread
+from rlhf_ray.environments.runner import EpisodeRunner
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
-from rlhf_ray.models.loading import check_same_tokenizer
+from rlhf_ray.models.loading import check_same_tokenizer, load_tokenizer
 from rlhf_ray.placement import Placement
 from rlhf_ray.rollout.pool import RolloutPool, WorkerEvent
 from rlhf_ray.scoring.http import read_keys
@@ -26,6 +27,7 @@ from rlhf_ray.scoring.usage import Usage
 from rlhf_ray.scoring.workers import ReferenceWorker, RewardWorker
 from rlhf_ray.types import Rollout, Score
 
+LEARNERS: tuple[Literal["policy", "value", "discriminator"], ...] = ("policy", "value", "discriminator")
 BATCHES_WAITING = 64
 """Scoring batches for which a reward worker waits for services at the same time."""
 
@@ -41,6 +43,8 @@ class ModelPaths:
     """None where no reward model of ours rewards."""
     teacher: str | None = None
     """None where nobody teaches."""
+    discriminator: str | None = None
+    """None where no reward is learned from demonstrations."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class Roles:
     teacher: ScoringPool | None = None
     config: RewardConfig = RewardConfig()
     """Of the reward."""
+    episodes: EpisodeRunner | None = None
+    """Generates rollouts by the pool, turn by turn where there is an environment."""
+    discriminator: LearnerGroup | None = None
 
     @classmethod
     async def start(
@@ -64,15 +71,16 @@ class Roles:
         roles = placement.roles
         if paths.teacher is not None:
             check_same_tokenizer(paths.teacher, paths.policy, "ppo.teacher.model")
-        pool = RolloutPool(config.ppo.rollout, on_event)
+        if paths.discriminator is not None:
+            check_same_tokenizer(paths.discriminator, paths.policy, "ppo.discriminator.model")
+        pool = RolloutPool(config.ppo.rollout, on_event, config.ppo.policy.lora)
         starting = {
-            "rollout": pool.start(paths.policy, context_length(config), 0, _options(placement, "rollout")),
+            "rollout": pool.start(paths.policy, config.context_tokens, 0, _options(placement, "rollout")),
             "reward": _start_reward(config, paths, placement) if "reward" in roles else None,
             "reference": _start_reference(config, paths, placement) if "reference" in roles else None,
             "teacher": _start_teacher(config, paths, placement) if "teacher" in roles else None,
-            "policy": _start_learner(config, "policy", paths, placement) if "policy" in roles else None,
-            "value": _start_learner(config, "value", paths, placement) if "value" in roles else None,
         }
+        starting |= {role: _start_learner(config, role, paths, placement) for role in LEARNERS if role in roles}
         tasks = {role: asyncio.create_task(start) for role, start in starting.items() if start is not None}
         try:
             await asyncio.gather(*tasks.values())
@@ -82,14 +90,20 @@ class Roles:
             raise
         started = {role: task.result() for role, task in tasks.items()}
         names = ("reward", "reference", "policy", "value", "teacher")
-        return cls(pool, *(started.get(name) for name in names), config=config.ppo.reward)
+        episodes = EpisodeRunner(pool, load_tokenizer(paths.policy), config.ppo.environment, config.context_tokens)
+        discriminator = started.get("discriminator")
+        return cls(pool, *(started.get(name) for name in names), config.ppo.reward, episodes, discriminator)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
         """A score for each rollout, or why there is none; one without parts where nobody rewards."""
-        return [Score(0.0, {})] * len(rollouts) if self.reward is None else await self.reward(rollouts)
+        scores = [Score(0.0, {})] * len(rollouts) if self.reward is None else await self.reward(rollouts)
+        return [
+            score if isinstance(score, RewardError) else score.with_turns(rollout)
+            for rollout, score in zip(rollouts, scores, strict=True)
+        ]
 
     async def reference_logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray | None]:
-        """float32 [T] for each rollout, or None where no reference runs."""
+        """float32 for each rollout and each token that the policy chose, or None where no reference runs."""
         return [None] * len(rollouts) if self.reference is None else await self.reference(rollouts)
 
     async def score_all(self, rollouts: Sequence[Rollout]) -> tuple[list[Score | RewardError], list[np.ndarray | None]]:
@@ -102,7 +116,7 @@ class Roles:
         return await asyncio.gather(by(self.reward, self.score), by(self.reference, self.reference_logprobs))
 
     async def teacher_logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray | None]:
-        """float32 [T] for each rollout, or None where no teacher runs by itself."""
+        """float32 for each rollout and each token that the policy chose, or None where no teacher runs by itself."""
         return [None] * len(rollouts) if self.teacher is None else await self.teacher(rollouts)
 
     async def service_metrics(self) -> dict[str, float]:
@@ -117,15 +131,9 @@ class Roles:
     async def close(self) -> None:
         """Stop every actor."""
         await self.pool.close()
-        for role in (self.reward, self.reference, self.teacher, self.policy, self.value):
+        for role in (self.reward, self.reference, self.teacher, self.policy, self.value, self.discriminator):
             if role is not None:
                 role.close()
-
-
-def context_length(config: RunConfig) -> int:
-    """Most tokens of a prompt and its response."""
-    rollout = config.ppo.rollout
-    return rollout.max_sequence_tokens or config.data.max_prompt_tokens + rollout.sampling.max_new_tokens
 
 
 def _options(placement: Placement, role: str) -> Callable[[int], dict]:
@@ -159,18 +167,20 @@ async def _start_teacher(config: RunConfig, paths: ModelPaths, placement: Placem
 
 
 async def _start_learner(
-    config: RunConfig, role: Literal["policy", "value"], paths: ModelPaths, placement: Placement
+    config: RunConfig, role: Literal["policy", "value", "discriminator"], paths: ModelPaths, placement: Placement
 ) -> LearnerGroup:
     ppo, teacher = config.ppo, config.ppo.teacher
     beside = role == "policy" and teacher is not None and teacher.mode == "full_vocabulary"
     spec = LearnerSpec(
         role=role,
-        model=paths.policy if role == "policy" else paths.value,
-        config=ppo.policy if role == "policy" else ppo.value,
+        model=getattr(paths, role),
+        config=getattr(ppo, role),
         algorithm=ppo.algorithm,
         temperature=ppo.rollout.sampling.temperature,
         publish_dtype=ppo.rollout.dtype,
         seed=config.seed,
+        publish_adapters=role == "policy" and ppo.rollout.weights.lora == "adapter",
         teacher=teacher.model_copy(update={"model": paths.teacher}) if beside else None,
+        smoothing=ppo.discriminator.smoothing if role == "discriminator" else 0.0,
     )
     return await LearnerGroup.start(spec, _options(placement, role))

@@ -1,4 +1,4 @@
-"""`Learner`: one rank of a learner group, as a Ray actor. One class for the policy and the value model.
+"""`Learner`: one rank of a learner group, as a Ray actor. One class for policy, value model and discriminator.
 
 Invariant: whatever is collective under sharding (forward passes, steps, gathering weights, checkpoints) is called on all ranks
 in the same order; the group sees to that.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,11 +23,14 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.teacher import TeacherConfig
 from rlhf_ray.learner import engine as deepspeed_engine
-from rlhf_ray.learner.objectives import policy_objective, value_objective
+from rlhf_ray.learner.adversarial_objective import discriminator_objective
+from rlhf_ray.learner.objectives import Objective, policy_objective, value_objective
 from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
 from rlhf_ray.learner.teacher import FrozenTeacher, load_teacher
-from rlhf_ray.models.heads import TokenLogprobs, TokenValues
-from rlhf_ray.models.loading import load_causal_lm, load_scalar_model
+from rlhf_ray.models.heads import SequenceScores, TokenLogprobs, TokenValues
+from rlhf_ray.models.loading import load_causal_lm, load_reward_model, load_scalar_model
+from rlhf_ray.models.lora import without_adapters
+from rlhf_ray.models.reward_heads import RewardHeads
 from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
 from rlhf_ray.rollout.weights.native import NativeSender, TransferPlan
 
@@ -35,7 +39,7 @@ from rlhf_ray.rollout.weights.native import NativeSender, TransferPlan
 class LearnerSpec:
     """Everything a rank needs to know."""
 
-    role: Literal["policy", "value"]
+    role: Literal["policy", "value", "discriminator"]
     model: str
     """Hugging Face folder that training starts from."""
     config: LearnerConfig
@@ -45,9 +49,13 @@ class LearnerSpec:
     publish_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that rollout workers receive."""
     seed: int = 0
-    """For a freshly initialised value head."""
+    """For a freshly initialised head, or adapters."""
+    publish_adapters: bool = False
+    """Rollout workers have the base and receive the adapters alone."""
     teacher: TeacherConfig | None = None
     """Of the policy, with `mode: full_vocabulary`; its `model` is a folder."""
+    smoothing: float = 0.0
+    """Of the labels that a discriminator learns from."""
 
 
 class Learner:
@@ -68,23 +76,23 @@ class Learner:
     def start(self, master: str, port: int) -> None:
         """Join the group, load the model and shard it."""
         deepspeed_engine.join_group(self.rank, self.world_size, master, port, self.use_gpu)
-        wrapped = deepspeed_engine.build(self._load, self.spec.config)
+        wrapped = deepspeed_engine.build(self._load, self.spec.config, self.spec.seed)
         self.model = ShardedModel(wrapped, self.spec.config, self.rank, self.world_size)
         if self.spec.teacher is not None:
             self.teacher = load_teacher(self.spec.teacher, self.spec.config, self.model.device)
 
-    def evaluate(self, batch: Batch, micro_batches: list[np.ndarray]) -> np.ndarray:
-        """float32 [M], in the order of the micro-batches: log-probabilities (policy) or values (value) of the targets."""
-        return self.model.evaluate(batch, micro_batches, self._forward)
+    def evaluate(self, batch: Batch, micro_batches: list[np.ndarray], base: bool = False) -> np.ndarray:
+        """float32 [M], in the order of the micro-batches: log-probabilities (policy) or values (value) of the targets; of a
+        discriminator, whose sequences have one target, the last token, the score there.
+
+        `base`: of the model without its adapters.
+        """
+        with without_adapters(self.model.hf_model) if base else nullcontext():
+            return self.model.evaluate(batch, micro_batches, self._forward)
 
     def update(self, batch: Batch, micro_batches: list[np.ndarray], learning_rate: float, beta: float) -> StepResult:
         """One optimizer step on this rank's share of a minibatch; `beta` is the coefficient of a KL term in the loss."""
-        algorithm = self.spec.algorithm
-        if self.spec.role == "value":
-            objective = value_objective(algorithm)
-        else:
-            objective = policy_objective(algorithm, beta, self.teacher)
-        return self.model.step(batch, micro_batches, objective, learning_rate)
+        return self.model.step(batch, micro_batches, self._objective(beta), learning_rate)
 
     def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
         """float32 [T−1]: log-probabilities, at temperature 1, of tokens 1… of one sequence."""
@@ -118,18 +126,11 @@ class Learner:
 
     def save_checkpoint(self, folder: str, steps: int) -> None:
         """Write this rank's share of weights and optimizer state (DeepSpeed's format)."""
-        self.model.engine.save_checkpoint(folder, tag="state", client_state={"steps": steps}, save_latest=False)
+        self.model.save_state(folder, {"steps": steps})
 
     def load_checkpoint(self, folder: str) -> int:
-        """Read this rank's share; the number of optimizer steps behind it.
-
-        Raises:
-            RuntimeError: nothing was loaded, which DeepSpeed itself would pass over in silence.
-        """
-        path, state = self.model.engine.load_checkpoint(folder, tag="state")
-        if path is None:
-            raise RuntimeError(f"rank {self.rank} of the {self.spec.role} learner found no state below {folder!r}")
-        return int(state["steps"])
+        """Read this rank's share; the number of optimizer steps behind it."""
+        return int(self.model.load_state(folder)["steps"])
 
     def save_pretrained(self, folder: str) -> None:
         """Write the model as a Hugging Face folder (rank 0; all ranks gather)."""
@@ -141,14 +142,35 @@ class Learner:
 
     def _published(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
         dtype = getattr(torch, self.spec.publish_dtype)
-        return ((name, tensor.to(dtype)) for name, tensor in self.model.named_weights(bucket_bytes))
+        read = self.model.named_adapters if self.spec.publish_adapters else self.model.named_weights
+        return ((name, tensor.to(dtype)) for name, tensor in read(bucket_bytes))
 
     def _load(self) -> torch.nn.Module:
-        config = self.spec.config
-        dtype = "bf16" if config.precision == "bf16" else "fp32"
-        if self.spec.role == "policy":
-            return TokenLogprobs(load_causal_lm(self.spec.model, dtype, config.attention), self.spec.temperature)
-        return TokenValues(load_scalar_model(self.spec.model, dtype, config.attention, self.spec.seed))
+        model, seed, attention = self.spec.model, self.spec.seed, self.spec.config.attention
+        dtype = "bf16" if self.spec.config.precision == "bf16" else "fp32"
+        match self.spec.role:
+            case "policy":
+                return TokenLogprobs(load_causal_lm(model, dtype, attention), self.spec.temperature)
+            case "value":
+                return TokenValues(load_scalar_model(model, dtype, attention, seed))
+            case "discriminator":
+                # A fresh head is as small as a reward model's: at first it says nothing of anybody.
+                return SequenceScores(load_reward_model(model, RewardHeads({"reward": 1.0}), dtype, attention, seed))
+
+    def _objective(self, beta: float) -> Objective:
+        match self.spec.role:
+            case "policy":
+                return policy_objective(self.spec.algorithm, beta, self.teacher)
+            case "value":
+                return value_objective(self.spec.algorithm)
+            case "discriminator":
+                return discriminator_objective(self.spec.smoothing)
 
     def _forward(self, model: torch.nn.Module, inputs: ModelInput) -> torch.Tensor:
-        return model(inputs)[0] if self.spec.role == "policy" else model(inputs)
+        match self.spec.role:
+            case "policy":
+                return model(inputs)[0]
+            case "value":
+                return model(inputs)
+            case "discriminator":
+                return model(inputs)[:, 0]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig
+from rlhf_ray.models.lora import add_adapters
 
 
 def prepare_process(threads: int, use_gpu: bool) -> None:
@@ -72,14 +73,16 @@ def clips_itself(config: LearnerConfig) -> bool:
     return config.sharding.zero_stage == 0 and config.precision != "bf16"
 
 
-def build(load: Callable[[], nn.Module], config: LearnerConfig) -> Any:
-    """Load a model (sharded while it loads under ZeRO 3) and wrap it in a DeepSpeed engine."""
+def build(load: Callable[[], nn.Module], config: LearnerConfig, seed: int = 0) -> Any:
+    """Load a model (sharded while it loads under ZeRO 3), with adapters where the config has them, in a DeepSpeed engine."""
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
     settings = deepspeed_config(config)
     keep_alive = HfDeepSpeedConfig(settings) if config.sharding.zero_stage == 3 else None
     module = load()
+    if config.lora is not None:
+        add_adapters(module.model, config.lora, seed)
     del keep_alive
     if config.gradient_checkpointing:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -95,6 +98,7 @@ def _optimizer(module: nn.Module, config: LearnerConfig) -> torch.optim.Optimize
         {"params": [p for p in _trained(module) if _ndim(p) >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in _trained(module) if _ndim(p) < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
     options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
     if config.sharding.offload_optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

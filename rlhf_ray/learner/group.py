@@ -43,9 +43,13 @@ class LearnerGroup:
         await asyncio.gather(*(rank.start.remote(host, port) for rank in ranks))
         return cls(ranks, spec)
 
-    async def evaluate(self, batch: Batch) -> np.ndarray:
-        """float32 [M] in the batch's order: log-probabilities (policy) or values (value model) of its targets."""
-        results = await self._on_shards(batch, lambda rank, *shard: rank.evaluate.remote(*shard))
+    async def evaluate(self, batch: Batch, base: bool = False) -> np.ndarray:
+        """float32 [M] in the batch's order: log-probabilities (policy), values (value model) or scores (discriminator, whose
+        sequences have one target, the last token) of its targets.
+
+        `base`: of the model without its adapters, which it was before training.
+        """
+        results = await self._on_shards(batch, lambda rank, *shard: rank.evaluate.remote(*shard, base))
         order = np.concatenate([np.concatenate(micro) for micro in self._plan(batch).micro_batches])
         return batch.scatter(order, np.concatenate(results))
 

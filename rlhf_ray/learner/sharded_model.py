@@ -21,7 +21,9 @@ from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import TARGET_COLUMNS, Batch, Layout, ModelInput, pack, pad
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.learner.engine import clips_itself
+from rlhf_ray.learner.gathering import gathered
 from rlhf_ray.learner.objectives import Objective
+from rlhf_ray.models.lora import adapter_weights, weights_of
 from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.models.saving import save_pretrained
 
@@ -55,9 +57,10 @@ class ShardedModel:
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(engine.device)
+        self.hf_model: nn.Module = engine.module.model
         self.lay_out: Layout = pack if config.packing else pad
         if config.packing:
-            enable_packing(engine.module.model, engine, exact=config.precision == "fp32")
+            enable_packing(self.hf_model, engine, exact=config.precision == "fp32")
         engine.train()
 
     @torch.no_grad()
@@ -116,19 +119,56 @@ class ShardedModel:
             torch.distributed.barrier()
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Name and full shape of every parameter, in the order of `named_weights`."""
-        parameters = self.engine.module.model.named_parameters()
-        return [(name, tuple(getattr(p, "ds_shape", p.shape))) for name, p in parameters]
+        """Name and full shape of every tensor, in the order of `named_weights`."""
+        return [(weight.name, weight.shape) for weight in weights_of(self.hf_model)]
+
+    def named_weights(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """Hugging Face name and full tensor of all weights, adapters merged; on all ranks, gathered a bucket at a time."""
+        return gathered(weights_of(self.hf_model), bucket_bytes)
+
+    def named_adapters(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same of the adapters alone, by the names that they have in an adapter's folder."""
+        return gathered(adapter_weights(self.hf_model), bucket_bytes)
 
     def save_pretrained(self, folder: Path, tokenizer_from: str) -> None:
-        """Write a Hugging Face folder from rank 0; all ranks take part in the gathering."""
-        weights = self.named_weights(bucket_bytes=1 << 30)
+        """Write a Hugging Face folder from rank 0, a model with adapters merged and in `adapter`, too; all ranks gather."""
+        adapters = self._on_rank_0(self.named_adapters(_SAVING_BYTES)) if self.config.lora else {}
+        weights = self._on_rank_0(self.named_weights(_SAVING_BYTES))
         if self.rank == 0:
-            kept = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights}
-            save_pretrained(self.engine.module.model, kept, folder, tokenizer_from)
-        else:
-            for _ in weights:
-                pass
+            save_pretrained(self.hf_model, weights, folder, tokenizer_from, adapters)
+
+    def save_state(self, folder: str, client_state: dict[str, Any]) -> None:
+        """Write this rank's share of weights (of a model with adapters: of them alone) and optimizer state."""
+        self.engine.save_checkpoint(
+            folder,
+            tag="state",
+            client_state=client_state,
+            save_latest=False,
+            exclude_frozen_parameters=self.config.lora is not None,
+        )
+
+    def load_state(self, folder: str) -> dict[str, Any]:
+        """Read this rank's share; what was given to `save_state` beside it.
+
+        Raises:
+            RuntimeError: nothing was loaded, which DeepSpeed itself may pass over in silence.
+        """
+        path, client_state = None, {}
+        if (Path(folder) / "state").is_dir():
+            path, client_state = self.engine.load_checkpoint(
+                folder, tag="state", load_module_strict=self.config.lora is None
+            )
+        if path is None:
+            raise RuntimeError(f"rank {self.rank} found no state of the learner below {folder!r}")
+        return client_state
+
+    def _on_rank_0(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Copies on the CPU; nothing on the other ranks, which take part."""
+        kept = {}
+        for name, tensor in tensors:
+            if self.rank == 0:
+                kept[name] = tensor.to("cpu", copy=True).contiguous()
+        return kept
 
     def _over_ranks(self, diagnostics: Diagnostics | None) -> Diagnostics:
         """Add up; a rank without sequences gives None."""
@@ -152,17 +192,9 @@ class ShardedModel:
                 "non-finite rewards or advantages in the last metrics, or lower optimizer.learning_rate"
             )
 
-    def named_weights(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Hugging Face name and full tensor of every parameter; under ZeRO 3 gathered a bucket at a time, on all ranks."""
-        import deepspeed
 
-        module = self.engine.module.model
-        for chunk in _chunks(list(module.named_parameters()), bucket_bytes):
-            sharded = [p for _, p in chunk if hasattr(p, "ds_id")]
-            with deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
-                for name, parameter in chunk:
-                    yield name, parameter.detach()
-
+_SAVING_BYTES = 1 << 30
+"""Of parameters that are whole on every rank at a time while a model is saved."""
 
 _EMPTY = Batch(np.zeros(4, dtype=np.int32), np.asarray([2, 2]), np.asarray([False, True, False, True]))
 """A pair of the shortest sequences with a target: what a rank computes when it has nothing to do."""
@@ -174,17 +206,3 @@ def _empty_like(batch: Batch) -> Batch:
     labels = None if batch.labels is None else np.zeros((2, batch.labels.shape[1]), dtype=np.float32)
     starts = None if batch.element_starts is None else np.asarray([True, False])
     return replace(_EMPTY.with_columns(**present), labels=labels, element_starts=starts)
-
-
-def _chunks(parameters: list[tuple[str, nn.Parameter]], bucket_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    chunk: list[tuple[str, nn.Parameter]] = []
-    size = 0
-    for name, parameter in parameters:
-        size_of = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if chunk and size + size_of > bucket_bytes:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append((name, parameter))
-        size += size_of
-    if chunk:
-        yield chunk

@@ -12,18 +12,21 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.errors import EngineBusy, TornWeights
 from rlhf_ray.rollout.samples import Sample, SampleRequest, check_prompt
 from rlhf_ray.rollout.stepper import Deliver, Stepper
 from rlhf_ray.rollout.vllm_arguments import end_tokens, engine_arguments, probe_parameters, sampling_parameters
+from rlhf_ray.rollout.weights.adapter import AdapterSlot
 from rlhf_ray.rollout.weights.bucket import WeightBucket
 from rlhf_ray.types import PolicyVersion
 
-Route = Literal["buckets", "native"]
-"""How weights come: in our buckets, or by one of vLLM's own transfer engines."""
+Route = Literal["buckets", "native", "adapter"]
+"""How weights come: in our buckets, or by one of vLLM's own transfer engines; or as an adapter of the base, in our buckets."""
 
 _BEGIN = {"buckets": "begin_reload", "native": "start_weight_update"}
 _FINISH = {"buckets": "finish_reload", "native": "finish_weight_update"}
@@ -32,13 +35,25 @@ _FINISH = {"buckets": "finish_reload", "native": "finish_weight_update"}
 class RolloutEngine:
     """One vLLM. Every method returns at once with a future."""
 
-    def __init__(self, model: str, config: RolloutConfig, context: int, version: PolicyVersion = 0) -> None:
-        """Load `model` (a Hugging Face folder holding policy `version`); returns when it can generate."""
+    def __init__(
+        self,
+        model: str,
+        config: RolloutConfig,
+        context: int,
+        version: PolicyVersion = 0,
+        lora: LoraConfig | None = None,
+    ) -> None:
+        """Load `model` (a Hugging Face folder holding policy `version`); returns when it can generate.
+
+        `lora`: policies come as adapters of that model.
+        """
         self.context = context
         self.version: PolicyVersion | None = version
         self._ends = end_tokens(model)
         self._route: Route = "buckets"
-        self._stepper = Stepper(engine_arguments(model, config, context))
+        self._adapter = AdapterSlot(lora) if lora is not None else None
+        self._base_replaced = False
+        self._stepper = Stepper(engine_arguments(model, config, context, lora))
         self.vocabulary: int = self._stepper.llm.model_config.get_vocab_size()
         self.close = self._stepper.close
 
@@ -109,6 +124,7 @@ class RolloutEngine:
                 sampling_parameters(sampling, request.seed, self._ends),
                 deliver,
                 partial(_sample, request.id, self.version),
+                self._lora_request,
             )
             for request in requests
         ]
@@ -116,7 +132,12 @@ class RolloutEngine:
     def _probe(self, token_ids: np.ndarray, deliver: Deliver) -> None:
         self._check_whole()
         check_prompt(SampleRequest("probe", token_ids, 0), self.context, self.vocabulary)
-        self._stepper.add(token_ids, probe_parameters(), deliver, partial(_prompt_logprobs, token_ids))
+        convert = partial(_prompt_logprobs, token_ids)
+        self._stepper.add(token_ids, probe_parameters(), deliver, convert, self._lora_request)
+
+    @property
+    def _lora_request(self) -> LoRARequest | None:
+        return None if self._adapter is None else self._adapter.request
 
     def _check_whole(self) -> None:
         if self.version is None:
@@ -128,20 +149,37 @@ class RolloutEngine:
                 f"{self._stepper.running} sequences are being generated; weights can change only when none is. "
                 "Wait for the running `generate` calls to end"
             )
-        if self.version is None:
+        if route == "adapter" and self._base_replaced:
+            raise RuntimeError(
+                "an adapter came for an engine whose base was replaced by a folder's weights; adapters belong to the model "
+                "that the engine was started with"
+            )
+        if self.version is None and self._route != "adapter":
             self._stepper.call_workers("abandon_update")
         self.version, self._route = None, route
-        self._stepper.call_workers(_BEGIN[route])
+        if route == "adapter":
+            self._adapter.begin()
+        else:
+            self._stepper.call_workers(_BEGIN[route])
 
     def _update(self, method: str, payload: Any) -> None:
         if self.version is not None:
             raise RuntimeError("weights came outside a weight update; call start_weight_update first")
-        self._stepper.call_workers(method, payload)
+        if self._route == "adapter":
+            self._adapter.add(payload)
+        else:
+            self._stepper.call_workers(method, payload)
 
     def _finish_update(self, version: PolicyVersion) -> None:
         if self.version is not None:
             raise RuntimeError("finish_weight_update without start_weight_update")
-        self._stepper.call_workers(_FINISH[self._route])
+        if self._route == "adapter":
+            self._adapter.finish(self._stepper.llm)
+        else:
+            self._stepper.call_workers(_FINISH[self._route])
+            self._base_replaced = True
+            if self._adapter is not None:
+                self._adapter.request = None
         self._stepper.llm.reset_prefix_cache()
         self.version = version
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.calls import call_all
 from rlhf_ray.rollout.dispatcher import Call, Dispatcher
@@ -36,13 +37,20 @@ _CLOSE_TIMEOUT_S = 10.0
 class RolloutPool:
     """Generation, publication and health of a set of workers. Belongs to one event loop."""
 
-    def __init__(self, config: RolloutConfig, on_event: Callable[[WorkerEvent], None] = lambda event: None) -> None:
+    def __init__(
+        self,
+        config: RolloutConfig,
+        on_event: Callable[[WorkerEvent], None] = lambda event: None,
+        lora: LoraConfig | None = None,
+    ) -> None:
         """
         Args:
             config: of the generation role.
             on_event: told, in the event loop, of every start, confirmation, rejection, loss and re-dispatch.
+            lora: of the learner; read where `config.weights.lora` is `adapter`.
         """
         self._config = config
+        self._lora = lora if config.weights.lora == "adapter" else None
         self._context = 0
         self._roster = Roster(on_event)
         # More than an engine runs at a time, so that a finished sequence is replaced without asking the driver.
@@ -71,7 +79,7 @@ class RolloutPool:
         actor = ray.remote(RolloutWorker)
         for index in range(self._config.workers.count):
             remote = actor.options(**self._with_environment(options(index)), max_restarts=0, max_task_retries=0)
-            handle = remote.remote(model, self._config, context, version)
+            handle = remote.remote(model, self._config, context, version, self._lora)
             self._roster.members.append(Member(f"rollout-{index}", handle))
         actors = {member.name: member.actor for member in self._roster.members}
         answers = await call_all(actors, lambda worker: worker.info.remote(), _START_TIMEOUT_S)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from vllm import EngineArgs, SamplingParams
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -68,13 +69,14 @@ class Stepper:
         parameters: SamplingParams,
         deliver: Deliver,
         convert: Callable[[RequestOutput], Any],
+        lora: LoRARequest | None = None,
     ) -> str:
         """Add a request (inside); `deliver` will get what `convert` makes of its output. Returns a handle for `abort`."""
         if self._failure is not None:
             raise self._failure
         handle = str(self._added)
         self._added += 1
-        self.llm.add_request(handle, {"prompt_token_ids": token_ids.tolist()}, parameters)
+        self.llm.add_request(handle, {"prompt_token_ids": token_ids.tolist()}, parameters, lora_request=lora)
         self._running[handle] = (deliver, convert)
         return handle
 

@@ -9,12 +9,14 @@ from vllm import EngineArgs, SamplingParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
+from rlhf_ray.rollout.weights.adapter import lora_arguments
 
 _GIB = 1 << 30
 
 
-def engine_arguments(model: str, config: RolloutConfig, context: int) -> EngineArgs:
+def engine_arguments(model: str, config: RolloutConfig, context: int, lora: LoraConfig | None = None) -> EngineArgs:
     """vLLM's arguments for a Hugging Face folder; `config.engine` has the last word."""
     arguments: dict[str, Any] = {
         "model": model,
@@ -44,6 +46,8 @@ def engine_arguments(model: str, config: RolloutConfig, context: int) -> EngineA
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     if config.weights.kind != "object_store":
         arguments["weight_transfer_config"] = {"backend": config.weights.kind}
+    if lora is not None:
+        arguments |= lora_arguments(lora)
     return EngineArgs(**{**arguments, **config.engine})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.samples import Sample, SampleRequest, WorkerInfo
 from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
@@ -26,13 +27,15 @@ from rlhf_ray.types import PolicyVersion
 class RolloutWorker:
     """An engine and what the driver may ask of it. An asynchronous actor: calls overlap."""
 
-    def __init__(self, model: str, config: RolloutConfig, context: int, version: PolicyVersion) -> None:
-        """Start the engine on a Hugging Face folder that holds policy `version`."""
+    def __init__(
+        self, model: str, config: RolloutConfig, context: int, version: PolicyVersion, lora: LoraConfig | None = None
+    ) -> None:
+        """Start the engine on a Hugging Face folder that holds policy `version`; `lora`: publications are of adapters."""
         # Here and not above: a driver imports this module, and must not load vLLM.
         from rlhf_ray.rollout.engine import RolloutEngine
 
-        self._config = config
-        self._engine = RolloutEngine(model, config, context, version)
+        self._config, self._lora = config, lora
+        self._engine = RolloutEngine(model, config, context, version, lora)
 
     async def generate(self, requests: list[SampleRequest], sampling: SamplingConfig) -> AsyncIterator[list[Sample]]:
         """Stream the samples, each once, in the order in which they finish; what finishes together comes together.
@@ -63,7 +66,7 @@ class RolloutWorker:
 
     async def start_weight_update(self) -> None:
         """Begin an update by buckets; the worker generates nothing until it is finished."""
-        await asyncio.wrap_future(self._engine.start_weight_update("buckets"))
+        await asyncio.wrap_future(self._engine.start_weight_update("buckets" if self._lora is None else "adapter"))
 
     async def update_weights(self, bucket: WeightBucket) -> None:
         """Load one bucket."""
@@ -75,7 +78,7 @@ class RolloutWorker:
 
     async def load_folder(self, path: str, version: PolicyVersion) -> None:
         """Take over the weights of a Hugging Face folder of the same architecture (safetensors)."""
-        await self.start_weight_update()
+        await asyncio.wrap_future(self._engine.start_weight_update("buckets"))
         for bucket in pack(read_folder(Path(path)), int(self._config.weights.bucket_mb * (1 << 20))):
             await self.update_weights(bucket)
         await self.finish_weight_update(version)

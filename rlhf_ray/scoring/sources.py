@@ -151,10 +151,10 @@ def build_sources(
 
 
 def sequences(rollouts: Sequence[Rollout]) -> Batch:
-    """Prompt and response of each rollout; the response is the target."""
+    """Prompt and what follows it of each rollout; the targets are the tokens that the policy chose."""
     return pack_sequences(
         [np.concatenate([r.prompt.token_ids, r.token_ids]) for r in rollouts],
-        [np.arange(len(r.prompt.token_ids) + len(r)) >= len(r.prompt.token_ids) for r in rollouts],
+        [np.concatenate([np.zeros(len(r.prompt.token_ids), dtype=bool), r.chosen]) for r in rollouts],
     )
 
 

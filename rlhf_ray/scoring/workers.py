@@ -43,7 +43,11 @@ class RewardWorker:
         self._here = threading.Lock()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
-        """One answer per rollout: a score, or why there is none. A failing source costs the rollouts that it fails on."""
+        """One answer per rollout: a score, or why there is none. A failing source costs the rollouts that it fails on.
+
+        Of an episode the last turn is scored, as a response to all that was said before it.
+        """
+        rollouts = [rollout.final_turn for rollout in rollouts]
         failures: dict[str, RewardError] = {}
         parts: dict[str, dict[str, float]] = {rollout.id: {} for rollout in rollouts}
         for source in self.sources:
@@ -85,7 +89,8 @@ class ReferenceWorker:
 
     @torch.inference_mode()
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-        """float32 [T] per rollout: log-probabilities of its tokens, in nats, at the sampling temperature."""
+        """float32 [C] per rollout: log-probabilities, in nats and at the sampling temperature, of the C tokens that the policy
+        chose."""
         batch = sequences(rollouts)
         (plan,) = plan_micro_batches(batch.lengths, 1, self.budget, packing=self.packing).micro_batches
         lay_out = pack if self.packing else pad

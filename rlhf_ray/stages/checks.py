@@ -7,10 +7,19 @@ import os
 import ray
 from transformers import AutoConfig
 
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.scoring import RewardConfig
-from rlhf_ray.models.loading import check_model_folder, check_reward_model, check_same_tokenizer, local_folder
+from rlhf_ray.environments.calls import check_environment
+from rlhf_ray.environments.template import TurnRenderer
+from rlhf_ray.models.loading import (
+    check_model_folder,
+    check_reward_model,
+    check_same_tokenizer,
+    load_tokenizer,
+    local_folder,
+)
 from rlhf_ray.placement import plan_placement
 from rlhf_ray.scoring.http import read_keys
 from rlhf_ray.scoring.judge_prompts import Questions
@@ -29,12 +38,13 @@ def check_run(config: RunConfig) -> None:
         "ppo.value_model": config.ppo.value_model,
         "ppo.reward.model.path": config.ppo.reward.model and config.ppo.reward.model.path,
         "ppo.teacher.model": config.ppo.teacher and config.ppo.teacher.model,
+        "ppo.discriminator.model": config.ppo.discriminator and config.ppo.discriminator.model,
     }
     folders = {key: local_folder(path) for key, path in named.items() if path is not None}
     for key, folder in folders.items():
         check_model_folder(folder, key)
     policy = folders.get("ppo.policy_model") or folders.get("model.path")
-    for key in ("ppo.value_model", "ppo.reward.model.path", "ppo.teacher.model"):
+    for key in ("ppo.value_model", "ppo.reward.model.path", "ppo.teacher.model", "ppo.discriminator.model"):
         if policy is not None and key in folders:
             check_same_tokenizer(folders[key], policy, key)
     reward = config.ppo.reward.model
@@ -42,12 +52,15 @@ def check_run(config: RunConfig) -> None:
         check_reward_model(folders["ppo.reward.model.path"], reward.group)
     if policy is not None:
         _check_context(config, policy)
-    if "ppo.teacher.model" in folders:
-        _check_context(config, folders["ppo.teacher.model"])
+    for key in ("ppo.teacher.model", "ppo.discriminator.model"):
+        if key in folders:
+            _check_context(config, folders[key])
     if {"ppo", "evaluation"} & set(config.stages):
         _check_services(config.ppo.reward)
     for source in config.ppo.reward.functions:
         _resolve("ppo.reward.functions", source.function)
+    if config.ppo.environment is not None:
+        _check_environment(config.ppo.environment, policy)
     if config.evaluation.utility is not None:
         _resolve("evaluation.utility", config.evaluation.utility)
     if config.cluster.address is None and not ray.is_initialized():
@@ -68,15 +81,22 @@ def _resolve(key: str, function: str) -> None:
         raise ConfigError(f"{key}: {error}") from error
 
 
+def _check_environment(environment: EnvironmentConfig, policy: str | None) -> None:
+    try:
+        check_environment(environment)
+    except ValueError as error:
+        raise ConfigError(f"ppo.environment: {error}") from error
+    if policy is not None and environment.max_turns > 1:
+        TurnRenderer(load_tokenizer(policy)).check()
+
+
 def _check_context(config: RunConfig, model: str) -> None:
     positions = getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "max_position_embeddings", None)
-    longest = max(
-        config.data.max_dialogue_tokens, config.data.max_prompt_tokens + config.ppo.rollout.sampling.max_new_tokens
-    )
+    longest = max(config.data.max_dialogue_tokens, config.context_tokens)
     if positions is not None and positions < longest:
         raise ConfigError(
-            f"model {model!r} reads {positions} tokens; data.max_dialogue_tokens and data.max_prompt_tokens + "
-            f"ppo.rollout.sampling.max_new_tokens allow {longest}: lower them"
+            f"model {model!r} reads {positions} tokens; data.max_dialogue_tokens and {config.explained_context} allow "
+            f"{longest}: lower them"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rlhf_ray.config.scoring import RewardFunctionSource
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
 from rlhf_ray.driver.roles import Roles
+from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.scoring.sources import FunctionReward, RewardError, numbers
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
@@ -47,21 +49,32 @@ async def answer(
     """Load a policy into the rollout workers, sample one answer to each prompt, and score them.
 
     Raises:
-        RewardError: the utility failed; unlike a failing reward it leaves nothing to compare by.
+        RewardError, EnvironmentFailed: the utility or an environment failed; unlike a failing reward that leaves nothing to
+            compare by.
     """
     await roles.pool.load_folder(folder, version)
     requests = [RolloutRequest(prompt, 0, rollout_seed("evaluation", prompt.id, 0)) for prompt in prompts]
-    by_id = {rollout.id: rollout async for rollout in roles.pool.generate(requests)}
-    rollouts: list[Rollout] = [by_id[request.id] for request in requests]
+    rollouts = await _episodes(roles, requests)
     scores, references = await roles.score_all(rollouts)
     texts = [t.strip() for t in tokenizer.batch_decode([r.token_ids for r in rollouts], skip_special_tokens=True)]
     truth = None
     if utility is not None:
         source = FunctionReward(RewardFunctionSource(name="utility", function=utility), tokenizer)
-        truth = numbers(source.score(rollouts))
+        truth = numbers(source.score([rollout.final_turn for rollout in rollouts]))
     kl = None if references[0] is None else _mean_kl(rollouts, references)
     rewards = np.asarray([math.nan if isinstance(s, RewardError) or not s.parts else s.total for s in scores])
-    return Answers(tuple(texts), np.asarray([len(r) for r in rollouts]), rewards, truth, kl)
+    return Answers(tuple(texts), np.asarray([r.chosen_count for r in rollouts]), rewards, truth, kl)
+
+
+async def _episodes(roles: Roles, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+    """A rollout for each request, in their order."""
+    by_id: dict[str, Rollout] = {}
+    async with aclosing(roles.episodes.run(requests)) as arriving:
+        async for rollout in arriving:
+            if isinstance(rollout, EnvironmentFailed):
+                raise rollout
+            by_id[rollout.id] = rollout
+    return [by_id[request.id] for request in requests]
 
 
 def summarise(
@@ -142,4 +155,4 @@ def write_samples(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, A
 
 def _mean_kl(rollouts: Sequence[Rollout], references: Sequence[np.ndarray]) -> float:
     pairs = zip(rollouts, references, strict=True)
-    return float(np.mean([float((r.logprobs - ref).sum()) for r, ref in pairs]))
+    return float(np.mean([float((r.logprobs[r.chosen] - ref).sum()) for r, ref in pairs]))

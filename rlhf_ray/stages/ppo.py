@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from rlhf_ray.batch import pack_sequences
 from rlhf_ray.config import dump_config
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.data.tokenize import encode_demonstrations, encode_prompts
+from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver import checkpoint
 from rlhf_ray.driver.checkpoint import RunState
+from rlhf_ray.driver.imitation import Imitation
 from rlhf_ray.driver.journal import Journal
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
-from rlhf_ray.driver.ptx import DemonstrationSource
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.saving import replace_folder
-from rlhf_ray.stages.datasets import Split, dialogue_limit, fitting, prompt_limit
+from rlhf_ray.stages.datasets import Split, fitting, prompt_limit
+from rlhf_ray.stages.demonstrations import encoded, to_learn_from, to_tell_apart
 from rlhf_ray.telemetry.events import EventLog
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -43,43 +42,41 @@ async def run_ppo(
 ) -> None:
     """Train the policy, from the checkpoint `found` where there is one, and leave it in the run's `policy` folder.
 
-    `data` are prompts; `demonstrations` are read where the config has a `ptx`.
+    `data` are prompts; `demonstrations` are read where the config has a `ptx` or a discriminator.
     """
     tokenizer = load_tokenizer(model)
     limit = prompt_limit(config.data)
-    encoded = encode_prompts(tokenizer, data.train, limit)
-    prompts = fitting(encoded, "prompts", limit, lambda message: events.emit("drop", message))
+    note = partial(events.emit, "drop")
+    prompts = fitting(encode_prompts(tokenizer, data.train, limit), "prompts", limit, note)
     source = PromptSource(prompts, config.name, config.seed, config.ppo.samples_per_prompt)
+    extra, imitation = None, None
+    if config.ppo.algorithm.ptx or config.ppo.discriminator:
+        dialogues = encoded(config, tokenizer, demonstrations, note)
+        extra = to_learn_from(dialogues, config.seed) if config.ppo.algorithm.ptx else None
+        if config.ppo.discriminator:
+            shown = to_tell_apart(dialogues, config, note)
+            imitation = Imitation(config.ppo, roles.discriminator, shown, config.seed)
     state = TrainingState.initial(config.ppo.algorithm.kl)
     if found is not None:
         path, saved = found
         state = TrainingState.restored(saved)
-        await _restore(roles, path)
+        await _restore(roles, imitation, path)
         await roles.pool.publish(state.step, roles.policy)
         events.emit("stage", f"ppo goes on after step {state.step}", checkpoint=path.name)
     digest = checkpoint.fingerprint(dump_config(config))
     resume_step = state.step if found else None
     keep = config.ppo.checkpoint.keep
     with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step) as journal:
-        extra = _demonstrations(config, tokenizer, demonstrations, events) if config.ppo.algorithm.ptx else None
-        await PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra).run()
+        await PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation).run()
     _publish_folder(folder, config.ppo.steps)
 
 
-def _demonstrations(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Split, events: EventLog
-) -> DemonstrationSource:
-    limit = dialogue_limit(config.data)
-    encoded = encode_demonstrations(tokenizer, data.train, limit)
-    items = fitting(encoded, "demonstrations", limit, lambda message: events.emit("drop", message))
-    packed = pack_sequences([item.token_ids for item in items], [item.loss_mask for item in items])
-    return DemonstrationSource(packed, config.seed)
-
-
-async def _restore(roles: Roles, path: Path) -> None:
+async def _restore(roles: Roles, imitation: Imitation | None, path: Path) -> None:
     await roles.policy.load_checkpoint(path / "policy_learner")
     if roles.value is not None:
         await roles.value.load_checkpoint(path / "value_learner")
+    if imitation is not None:
+        await imitation.restore(path)
 
 
 def _publish_folder(folder: RunFolder, step: int) -> None:

@@ -19,7 +19,7 @@ from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import Stage
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver.journal import note_worker_event
-from rlhf_ray.driver.roles import ModelPaths, Roles
+from rlhf_ray.driver.roles import LEARNERS, ModelPaths, Roles
 from rlhf_ray.models.loading import load_tokenizer, local_folder
 from rlhf_ray.placement import Placement, plan_placement
 from rlhf_ray.stages import evaluation
@@ -83,7 +83,9 @@ class Run:
         if source is not None:
             reward = local_folder(source.path) if source.path else str(self.folder.reward_model)
         teacher = self.config.ppo.teacher and local_folder(self.config.ppo.teacher.model)
-        return ModelPaths(self.start, local_folder(value) if value else reward or self.start, reward, teacher)
+        judge = self.config.ppo.discriminator
+        judge = judge and (local_folder(judge.model) if judge.model else self.start)
+        return ModelPaths(self.start, local_folder(value) if value else reward or self.start, reward, teacher, judge)
 
 
 def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> RunFolder:
@@ -151,7 +153,7 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
     found = find_checkpoint(current.folder, current.events) if "ppo" in due else None
     roles_needed = config.roles
     if "ppo" not in due:
-        roles_needed = {role: w for role, w in roles_needed.items() if role not in ("policy", "value", "teacher")}
+        roles_needed = {role: w for role, w in roles_needed.items() if role not in (*LEARNERS, "teacher")}
     plan = plan_placement(roles_needed, ppo.placement.colocate, ppo.placement.strategy)
     with Placement(plan, roles_needed, ppo.placement.timeout_s) as placement:
         with current.stage("start"), console.status("starting rollout, reward, reference and learner actors"):

@@ -43,7 +43,7 @@ def run_rank(job: SupervisedJob, train: Batch, held_out: Batch, rank: int, world
     deepspeed_engine.prepare_process(config.workers.threads, config.workers.gpus > 0)
     deepspeed_engine.join_initialised(config.workers.gpus > 0)
     dtype = "bf16" if config.precision == "bf16" else "fp32"
-    engine = deepspeed_engine.build(lambda: job.task.load(job.model, dtype, config.attention, job.seed), config)
+    engine = deepspeed_engine.build(lambda: job.task.load(job.model, dtype, config.attention, job.seed), config, job.seed)
     SupervisedLoop(job, ShardedModel(engine, config, rank, world), train, held_out).run()
 
 
@@ -147,7 +147,7 @@ class SupervisedLoop:
         temporary = sealed.begin(folder, self.state.step) if leader else folder / f"tmp_step_{self.state.step}"
         self.model.barrier()
         state = {"task": self.job.task.state()}
-        self.model.engine.save_checkpoint(str(temporary), tag="state", client_state=state, save_latest=False)
+        self.model.save_state(str(temporary), state)
         self.model.barrier()
         if leader:
             log.sync()
@@ -163,8 +163,7 @@ class SupervisedLoop:
         if found is None:
             return False
         path, self.state = found
-        _, client_state = self.model.engine.load_checkpoint(str(path), tag="state")
-        self.job.task.restore(client_state["task"])
+        self.job.task.restore(self.model.load_state(str(path))["task"])
         return True
 
     def finish(self) -> None:

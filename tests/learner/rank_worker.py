@@ -10,8 +10,10 @@ from torch import nn
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig, ShardingConfig
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.learner import engine
+from rlhf_ray.learner.adversarial_objective import discriminator_objective
 from rlhf_ray.learner.objectives import Objective, policy_objective
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.learner.reward_objectives import RewardObjective
@@ -58,6 +60,7 @@ class RankWorker:
         steps: int,
         max_grad_norm: float = 1e9,
         packing: bool = False,
+        lora: LoraConfig | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[float], list[float]]:
         """(gradients of the first step, parameters after the last, losses, gradient norms)."""
         from deepspeed.utils import safe_get_full_grad
@@ -67,6 +70,7 @@ class RankWorker:
             optimizer=OptimizerConfig(learning_rate=1e-3, max_grad_norm=max_grad_norm),
             micro_batch_tokens=budget,
             packing=packing,
+            lora=lora,
         )
         wrapped = engine.build(lambda: self.load(model), config)
         learner = ShardedModel(wrapped, config, self.rank, self.world)
@@ -76,6 +80,8 @@ class RankWorker:
         def recording_step() -> None:
             if not gradients:
                 for name, parameter in wrapped.module.named_parameters():
+                    if not parameter.requires_grad:
+                        continue
                     full = parameter.grad if stage == 0 else safe_get_full_grad(parameter)
                     gradients[name] = full.detach().float().cpu().numpy().copy()
             step()
@@ -100,6 +106,16 @@ class RewardRankWorker(RankWorker):
 
     def objective(self) -> Objective:
         return RewardObjective(self.config, HEADS)
+
+
+class DiscriminatorRankWorker(RankWorker):
+    """A discriminator instead of a policy."""
+
+    def load(self, model: str) -> nn.Module:
+        return SequenceScores(load_reward_model(model, RewardHeads({"reward": 1.0}), seed=1))
+
+    def objective(self) -> Objective:
+        return discriminator_objective(0.1)
 
 
 def ragged_batch(rng: np.random.Generator, vocabulary: int, lengths: list[int], prompt: int = 2) -> Batch:

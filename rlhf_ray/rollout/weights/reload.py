@@ -23,7 +23,8 @@ class BucketReload:
     def begin_reload(self) -> None:
         """Open the model for new weights."""
         model = self.model_runner.get_model()
-        self._awaited = {name for name, _ in model.named_parameters()}
+        # Layers that vLLM wrapped, to apply an adapter to them, load and report weights by the names of the model itself.
+        self._awaited = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
 

@@ -70,6 +70,8 @@ _PPO = (
         _Plan("Responses that end themselves", ("response/eos_rate",)),
         _Plan("Entropy", ("policy/entropy",)),
         _Plan("Reward by source", ("reward/part/*",)),
+        _Plan("Discriminator: told apart", ("discriminator/accuracy", "discriminator/accuracy_demonstrations")),
+        _Plan("Discriminator: score gap", ("discriminator/score_gap",)),
     )),
     ("How it learns", "Whether the updates are sound: small steps, a critic that explains, gradients in bounds.", (
         _Plan("Policy loss", ("policy/loss",)),
