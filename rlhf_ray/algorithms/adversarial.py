@@ -10,6 +10,8 @@ half, however many sequences it has.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,6 +58,17 @@ def balanced_weights(demonstrated: np.ndarray) -> np.ndarray:
 def imitation_reward(logits: Tensor, clip: float) -> Tensor:
     """`log D − log(1 − D) = f`, [B], within ±`clip`: a discriminator that is sure beyond it pays and fines no more for that."""
     return logits.clamp(-clip, clip)
+
+
+def is_sufficient(accuracy: float, loss: float, bound: float) -> bool:
+    """Whether a discriminator need not learn for now: it is right more often than `bound`, and as sure of it as that warrants.
+
+    Being sure is a loss below the entropy of `bound`, nats. Without it a fresh discriminator that happens to be right, by scores
+    that are all but 0, would never learn and pay nothing.
+    """
+    if bound >= 1:
+        return False
+    return accuracy > bound and loss < -bound * math.log(bound) - (1 - bound) * math.log(1 - bound)
 
 
 def discriminator_accuracy(logits: Tensor, demonstrated: Tensor) -> Tensor:

@@ -41,8 +41,9 @@ class DiscriminatorConfig(LearnerConfig):
     """Factor of its part of the reward, `discriminator`, in the total."""
     clip: float = Field(5.0, gt=0)
     """The part is within ± this many nats."""
-    smoothing: float = Field(0.1, ge=0, lt=0.5)
-    """Demonstrations have the label 1 − smoothing (one-sided, arXiv 1606.03498), which bounds how sure it can be of them."""
+    smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Demonstrations have the label 1 − smoothing (one-sided, arXiv 1606.03498), which bounds how sure it can be of them, and
+    lowers all its scores: what is as likely in both has log((1 − smoothing) / (1 + smoothing)) instead of 0."""
     epochs: int = Field(1, ge=1)
     """Passes over each batch's samples."""
     minibatches: int = Field(4, ge=1)
@@ -53,8 +54,8 @@ class DiscriminatorConfig(LearnerConfig):
     """A batch on which its accuracy is below this it does not reward (where nothing else does, the policy waits). A coin has
     0.5; 0: it always rewards."""
     sufficient_accuracy: float = Field(0.8, gt=0.5, le=1)
-    """While its accuracy is above this it does not learn, lest it is never wrong and its reward the same everywhere. 1: it
-    always learns."""
+    """While its accuracy is above this, and it is as sure as that warrants, it does not learn, lest it is never wrong and its
+    reward the same everywhere. 1: it always learns."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> DiscriminatorConfig:

@@ -18,6 +18,7 @@ from rlhf_ray.algorithms.adversarial import (
     discriminator_accuracy,
     discriminator_loss,
     imitation_reward,
+    is_sufficient,
 )
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.stages import PpoConfig
@@ -115,12 +116,12 @@ class Imitation:
         shown, seed = self._shown(step), (self.seed, step)
         batches = discriminator_batches(samples, self.replay, self.replayed, shown, settings.minibatches, seed)
         results: list[StepResult] = []
-        accuracy = judgement.accuracy
-        while len(results) < len(batches) and accuracy <= settings.sufficient_accuracy:
+        accuracy, loss = judgement.accuracy, judgement.loss
+        while len(results) < len(batches) and not is_sufficient(accuracy, loss, settings.sufficient_accuracy):
             done, total = step * len(batches) + len(results), self.config.steps * len(batches)
             rate = learning_rate(settings.optimizer, done, total)
             results.append(await self.learner.update(batches[len(results)], rate))
-            accuracy = results[-1].diagnostics.accuracy
+            accuracy, loss = results[-1].diagnostics.accuracy, results[-1].loss
         self.replay = self.replay.added(samples)
         return self._metrics(judgement, results, len(batches))
 

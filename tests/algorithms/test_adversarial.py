@@ -13,6 +13,7 @@ from rlhf_ray.algorithms.adversarial import (
     discriminator_accuracy,
     discriminator_loss,
     imitation_reward,
+    is_sufficient,
 )
 
 
@@ -91,6 +92,14 @@ def test_each_side_counts_half_and_knowing_nothing_costs_log_2():
     assert discriminator_accuracy(torch.tensor([2.0, -1.0, 3.0, 0.0, -1.0]), flags).tolist() == [1, 1, 0, 0.5, 0]
     with pytest.raises(ValueError, match="0 demonstrations and 5 samples"):
         balanced_weights(np.zeros(5, dtype=bool))
+
+
+def test_it_has_learned_enough_where_it_is_right_and_sure():
+    """At 0.8 a calibrated discriminator costs 0.5004; one that is right by scores near 0 costs log 2, and learns on."""
+    assert is_sufficient(0.9, 0.5, 0.8) and not is_sufficient(0.9, 0.501, 0.8)
+    assert not is_sufficient(0.8, 0.3, 0.8)
+    assert not is_sufficient(1.0, math.log(2), 0.6)
+    assert not is_sufficient(1.0, 0.0, 1.0), "1 is no bound"
 
 
 def test_far_out_logits_stay_finite_and_the_reward_is_clipped():
