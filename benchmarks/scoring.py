@@ -71,7 +71,7 @@ def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[str, A
     """
     rollouts = make_rollouts(arguments.samples)
     config = RewardConfig(workers=Workers(cpus=0, threads=arguments.threads))
-    worker = RewardWorker(config, model, model)
+    worker = RewardWorker(config, [model], model)
     sides = {
         "batched": lambda: [score.total for score in worker.score(rollouts)],
         "one_by_one": lambda: [worker.score([rollout])[0].total for rollout in rollouts],

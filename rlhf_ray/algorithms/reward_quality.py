@@ -7,12 +7,16 @@ give is None; a difference of exactly zero counts as half right, so that a const
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 Z_95 = 1.959964
 BINS = 10
+FEWEST = 20
+"""Comparisons that a person or group must have for a figure of their own."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,24 @@ class RewardQuality:
     """Bins of equal size, by growing confidence."""
     expected_calibration_error: float
     """Mean over comparisons of |accuracy − confidence| of their bin (Naeini et al., AAAI 2015)."""
+    groups: Mapping[str, Share]
+    """Accuracy on the labels of each annotator group,"""
+    annotators: Mapping[str, Share]
+    """and of each annotator; of those with `FEWEST` comparisons or more."""
+    members: int = 1
+    """Reward models of an ensemble."""
+    disagreement: float | None = None
+    """Of an ensemble: mean over responses of the members' standard deviation, each member's rewards having std 1."""
 
 
 def measure_quality(
-    rewards: np.ndarray, lengths: np.ndarray, better: np.ndarray, worse: np.ndarray, longer_is_better: bool
+    rewards: np.ndarray,
+    lengths: np.ndarray,
+    better: np.ndarray,
+    worse: np.ndarray,
+    longer_is_better: bool,
+    groups: Sequence[str | None],
+    annotators: Sequence[str | None],
 ) -> RewardQuality:
     """The figures of a reward model.
 
@@ -69,6 +87,7 @@ def measure_quality(
         lengths: int64 [n], tokens of each response (a prompt that both sides share may be included).
         better, worse: int64 [c], indices of the two sides of each decided comparison.
         longer_is_better: which rule the training labels support, see `longer_wins`.
+        groups, annotators: whose label each comparison is; None where nobody knows.
 
     Raises:
         ValueError: there is no comparison.
@@ -87,6 +106,8 @@ def measure_quality(
         reward_length_correlation=_correlation(rewards, lengths),
         calibration=calibration,
         expected_calibration_error=error,
+        groups=ordered_by(gain, groups),
+        annotators=ordered_by(gain, annotators),
     )
 
 
@@ -99,6 +120,13 @@ def ordered(differences: np.ndarray) -> Share:
     """The share of comparisons whose difference is positive; differences [c], c ≥ 1."""
     right = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
     return wilson(right, len(differences))
+
+
+def ordered_by(differences: np.ndarray, names: Sequence[str | None]) -> dict[str, Share]:
+    """`ordered` for each name that has comparisons enough to say anything; differences [c], c names."""
+    counts = Counter(name for name in names if name is not None)
+    whose = np.asarray(names, dtype=object)
+    return {name: ordered(differences[whose == name]) for name in sorted(counts) if counts[name] >= FEWEST}
 
 
 def wilson(successes: float, count: int) -> Share:

@@ -43,6 +43,9 @@ class RewardModelConfig(SupervisedConfig):
     """Rankings: mean over all pairs (InstructGPT), the likelihood of the whole order, or of the best one only."""
     aspects: dict[str, float] = {"overall": 1.0}
     """Scores: the aspects to learn, and the factor of each in the reward; marks are standardised per aspect first."""
+    members: int = Field(1, ge=1, le=16)
+    """Reward models of an ensemble: the same labels in another order, with another fresh head, one after the other. The
+    folders are `reward_model`, `reward_model_2`, …; `ppo.reward.model.combine` makes one reward of them."""
     groups: GroupsConfig | None = None
     """Learn what annotator groups disagree on; null: one reward for all."""
     reliability: ReliabilityConfig | None = None
@@ -63,7 +66,9 @@ class RewardModelConfig(SupervisedConfig):
     @model_validator(mode="after")
     def _all_weights(self) -> RewardModelConfig:
         if self.learner.lora is not None:
-            raise ValueError("learner.lora: adapters are for language models; a reward model trains all weights, remove it")
+            raise ValueError(
+                "learner.lora: adapters are for language models; a reward model trains all weights, remove it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -78,6 +78,11 @@ class RunConfig(Section):
             raise ValueError(
                 "ppo.reward.model.path is not set and the stage reward_model is not in stages; set one of them"
             )
+        if reward and reward.combine != "mean" and len(reward.paths or range(self.reward_model.members)) == 1:
+            raise ValueError(
+                f"ppo.reward.model.combine is {reward.combine}, and there is one reward model; set reward_model.members, name "
+                "several folders in path, or use mean"
+            )
         if reward and reward.group and reward.path is None and self.reward_model.groups is None:
             raise ValueError(
                 f"ppo.reward.model.group is {reward.group!r}, and the reward model of this run learns no groups; set "

@@ -34,12 +34,32 @@ class ScorerConfig(Section):
 class RewardModelSource(Section):
     """A trained reward model as a source of reward."""
 
-    path: str | None = None
-    """A Hugging Face sequence-classification folder; None: the one this run trains."""
+    path: str | list[str] | None = None
+    """A Hugging Face sequence-classification folder, or those of an ensemble; None: what this run trains."""
     weight: float = 1.0
     """Factor of its (normalised) score in the total."""
     group: str | None = None
     """Whose reward it is, of a model of annotator groups: a group's name, `mean` over all groups, None: the consensus r_0."""
+    combine: Literal["mean", "min", "uncertainty"] = "mean"
+    """What an ensemble's reward is: its members' mean, the worst of them, or their mean less `penalty` · std: responses that
+    they disagree on are where a policy finds what one of them got wrong (arXiv 2310.02743)."""
+    penalty: float = Field(1.0, ge=0)
+    """λ of `uncertainty`."""
+    normalise_on: int = Field(256, ge=0)
+    """Prompts that the policy answers before the first step, to make the reward of a model that this run trains mean 0 and std 1
+    on its own answers; 0: as after the reward model's training, on the held-out responses."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The folders that are named; empty: what this run trains."""
+        return [self.path] if isinstance(self.path, str) else self.path or []
+
+    @field_validator("path")
+    @classmethod
+    def _some_folder(cls, path: str | list[str] | None) -> str | list[str] | None:
+        if path == []:
+            raise ValueError("an ensemble needs at least one folder; null means what this run trains")
+        return path
 
 
 class RewardFunctionSource(Section):

@@ -120,7 +120,9 @@ class PpoConfig(Section):
         if self.value.lora is not None:
             raise ValueError("value.lora: adapters are for the policy; the value model trains all weights, remove it")
         if self.policy.lora is None and self.share_reference:
-            raise ValueError("share_reference: without policy.lora the learner does not keep the model that it began from")
+            raise ValueError(
+                "share_reference: without policy.lora the learner does not keep the model that it began from"
+            )
         if self.policy.lora is None and self.rollout.weights.lora == "adapter":
             raise ValueError("rollout.weights.lora is adapter, and the policy has none: set policy.lora, or use merged")
         return self
@@ -168,7 +170,9 @@ class PpoConfig(Section):
                 "batch as a whole, later; remove one of them"
             )
         if any(source.name == "discriminator" for source in (*self.reward.functions, *self.reward.services)):
-            raise ValueError("a source of reward is called 'discriminator', as the part of ppo.discriminator is; rename it")
+            raise ValueError(
+                "a source of reward is called 'discriminator', as the part of ppo.discriminator is; rename it"
+            )
         return self
 
     @model_validator(mode="after")

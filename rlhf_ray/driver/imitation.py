@@ -27,7 +27,7 @@ from rlhf_ray.driver.replay import Replay, discriminator_batches, scored_at_end
 from rlhf_ray.learner.engine import learning_rate
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.sharded_model import StepResult
-from rlhf_ray.scoring.sources import sequences
+from rlhf_ray.scoring.sequences import sequences
 from rlhf_ray.types import Experience, Score
 
 DISCRIMINATOR = "discriminator"

@@ -25,7 +25,7 @@ from rlhf_ray.driver.token_batches import TokenBatches
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.learner.engine import learning_rate
 from rlhf_ray.learner.sharded_model import StepResult
-from rlhf_ray.scoring.sources import RewardError
+from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.types import Experience, Rollout, RolloutRequest
 
 

@@ -21,7 +21,7 @@ from rlhf_ray.algorithms.overlong import soft_overlong_punishment
 from rlhf_ray.algorithms.rewards import score_unfinished, token_rewards
 from rlhf_ray.batch import Batch, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.scoring.sources import sequences
+from rlhf_ray.scoring.sequences import sequences
 from rlhf_ray.types import Experience, Rollout
 
 

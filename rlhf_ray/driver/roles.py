@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,19 +14,20 @@ import numpy as np
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.scoring import RewardConfig
 from rlhf_ray.driver.token_batches import spread
+from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.environments.runner import EpisodeRunner
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.models.loading import check_same_tokenizer, load_tokenizer
 from rlhf_ray.placement import Placement
 from rlhf_ray.rollout.pool import RolloutPool, WorkerEvent
+from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.http import read_keys
 from rlhf_ray.scoring.pool import ScoringPool
-from rlhf_ray.scoring.sources import RewardError
 from rlhf_ray.scoring.teacher import TeacherWorker
 from rlhf_ray.scoring.usage import Usage
 from rlhf_ray.scoring.workers import ReferenceWorker, RewardWorker
-from rlhf_ray.types import Rollout, Score
+from rlhf_ray.types import Rollout, RolloutRequest, Score
 
 LEARNERS: tuple[Literal["policy", "value", "discriminator"], ...] = ("policy", "value", "discriminator")
 BATCHES_WAITING = 64
@@ -39,8 +41,8 @@ class ModelPaths:
     policy: str
     """Also the reference, and what rollout workers load before the first publication."""
     value: str
-    reward: str | None
-    """None where no reward model of ours rewards."""
+    reward: tuple[str, ...]
+    """Members of an ensemble, or one; none where no reward model of ours rewards."""
     teacher: str | None = None
     """None where nobody teaches."""
     discriminator: str | None = None
@@ -93,6 +95,26 @@ class Roles:
         episodes = EpisodeRunner(pool, load_tokenizer(paths.policy), config.ppo.environment, config.context_tokens)
         discriminator = started.get("discriminator")
         return cls(pool, *(started.get(name) for name in names), config.ppo.reward, episodes, discriminator)
+
+    async def rollouts(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """A rollout for each request, in their order.
+
+        Raises:
+            EnvironmentFailed: for the first that has none.
+        """
+        by_id: dict[str, Rollout] = {}
+        async with aclosing(self.episodes.run(requests)) as arriving:
+            async for rollout in arriving:
+                if isinstance(rollout, EnvironmentFailed):
+                    raise rollout
+                by_id[rollout.id] = rollout
+        return [by_id[request.id] for request in requests]
+
+    async def raw_rewards(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """float64 [K, n]: what each of the K reward models says of n rollouts that are there at once, not normalised."""
+        batches = spread(rollouts, self.config.batch_tokens, len(self.reward.workers))
+        said = await asyncio.gather(*(self.reward.ask("raw_rewards", batch) for batch in batches))
+        return np.stack([rewards for part in said for rewards in part], axis=1)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
         """A score for each rollout, or why there is none; one without parts where nobody rewards."""

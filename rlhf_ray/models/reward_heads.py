@@ -8,17 +8,24 @@ so a frozen reader or a value model needs a single one; a folder of somebody els
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from rlhf_ray.errors import InputError
+from rlhf_ray.telemetry.run_folder import atomic_write
 
 MEAN_OF_GROUPS = "mean"
 """The name of the reading that is the mean over all groups; no group can have it."""
+SMALLEST_STD = 1e-6
+"""Of rewards, to divide by."""
 _GROUP = "group:"
+_ON = "reward_normalised_on"
 
 
 class RewardModelMismatch(InputError, ValueError):
@@ -114,6 +121,30 @@ def normalisation(config: PreTrainedConfig) -> tuple[float, float]:
     return float(getattr(config, "reward_mean", 0.0)), float(getattr(config, "reward_std", 1.0))
 
 
+def normalised_on(folder: Path, reading: str | None) -> str | None:
+    """Which samples `renormalise` took the folder's normalisation from; None: it is that of the model's training."""
+    return _noted(json.loads((folder / CONFIG_NAME).read_text()), reading).get(_ON)
+
+
+def renormalise(folder: Path, reading: str | None, mean: float, std: float, samples: str) -> None:
+    """Write another normalisation of a reading into a reward model's `config.json`.
+
+    Args:
+        mean, std: of the raw reward on the samples.
+        samples: what these are, in words.
+    """
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    noted = _noted(config, reading)
+    mean_key, std_key = ("reward_mean", "reward_std") if reading is None else ("mean", "std")
+    noted |= {mean_key: mean, std_key: max(std, SMALLEST_STD), _ON: samples}
+    atomic_write(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+
+
+def _noted(config: dict, reading: str | None) -> dict:
+    """Where a `config.json` says of a reading what its mean is."""
+    return config if reading is None else config.setdefault("reward_groups", {}).setdefault(reading, {})
+
+
 def _name_rows(config: PreTrainedConfig, names: Sequence[str], weights: list[float]) -> None:
     config.id2label = dict(enumerate(names))
     config.label2id = {name: row for row, name in config.id2label.items()}
@@ -121,4 +152,4 @@ def _name_rows(config: PreTrainedConfig, names: Sequence[str], weights: list[flo
 
 
 def _mean_and_std(rewards: np.ndarray) -> tuple[float, float]:
-    return float(rewards.mean()), float(max(rewards.std(), 1e-6))
+    return float(rewards.mean()), float(max(rewards.std(), SMALLEST_STD))

@@ -34,17 +34,21 @@ class ScoringPool(Generic[Answer]):
 
     async def __call__(self, rollouts: Sequence[Rollout]) -> list[Answer]:
         """The answers, in order."""
+        return await self.ask(self.method, rollouts)
+
+    async def ask(self, method: str, rollouts: Sequence[Rollout]) -> list[Any]:
+        """What a worker says of the rollouts by another of its methods, in order."""
         index = self.outstanding.index(min(self.outstanding))
         tokens = sum(len(r.prompt.token_ids) + len(r) for r in rollouts)
         self.outstanding[index] += tokens
         try:
-            return await getattr(self.workers[index], self.method).remote(list(rollouts))
+            return await getattr(self.workers[index], method).remote(list(rollouts))
         finally:
             self.outstanding[index] -= tokens
 
-    async def ask_all(self, method: str) -> list[Any]:
-        """What every worker answers to a call without arguments."""
-        return await asyncio.gather(*(getattr(worker, method).remote() for worker in self.workers))
+    async def ask_all(self, method: str, *arguments: Any) -> list[Any]:
+        """What every worker answers to the same call."""
+        return await asyncio.gather(*(getattr(worker, method).remote(*arguments) for worker in self.workers))
 
     def close(self) -> None:
         for worker in self.workers:

@@ -14,17 +14,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.batch import Batch, pack, pack_sequences, pad
 from rlhf_ray.config.scoring import RewardConfig, RewardFunctionSource
-from rlhf_ray.learner.planning import plan_micro_batches
-from rlhf_ray.models.heads import SequenceScores
-from rlhf_ray.models.loading import load_scalar_model
-from rlhf_ray.models.packing import enable_packing
-from rlhf_ray.models.reward_heads import normalisation
+from rlhf_ray.scoring.answers import checked
 from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.http import Background, Keys
 from rlhf_ray.scoring.http_reward import HttpReward
 from rlhf_ray.scoring.judge import JudgeReward
+from rlhf_ray.scoring.model_reward import EnsembleScore, ModelReward
 from rlhf_ray.scoring.texts import response_texts
 from rlhf_ray.types import Rollout
 
@@ -41,31 +37,8 @@ class RewardSource(Protocol):
     remote: bool
     """`score` waits for a service, and may be called from several threads at the same time."""
 
-    def score(self, rollouts: Sequence[Rollout]) -> Sequence[float | RewardError]:
+    def score(self, rollouts: Sequence[Rollout]) -> Sequence[float | EnsembleScore | RewardError]:
         """One finite number per rollout, or an error in its place."""
-
-
-class ModelReward:
-    """A sequence-classification model, read at the last token, normalised as its config says.
-
-    Of a model of several annotator groups it is the consensus, or the group that `reward.model.group` names.
-    """
-
-    name = "model"
-    remote = False
-
-    def __init__(self, path: str, weight: float, config: RewardConfig, device: torch.device) -> None:
-        group = config.model.group if config.model else None
-        model = load_scalar_model(path, config.dtype, config.attention, reading=group).eval().to(device)
-        self.weight, self.device, self.budget = weight, device, config.micro_batch_tokens
-        self.mean, self.std = normalisation(model.config)
-        self.scorer, self.packing = SequenceScores(model), config.packing
-        if config.packing:
-            enable_packing(model, self.scorer, exact=config.dtype == "fp32")
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
-        raw = score_sequences(self.scorer, sequences(rollouts), self.budget, self.device, self.packing)
-        return _checked(self.name, (raw - self.mean) / self.std, rollouts)
 
 
 class FunctionReward:
@@ -88,7 +61,7 @@ class FunctionReward:
         def on(part: Sequence[Rollout]) -> list[float | RewardError]:
             nonlocal calls_left
             try:
-                return _checked(self.name, self._call(part), part)
+                return checked(self.name, self._call(part), part)
             except Exception as error:
                 # A user's function may raise anything; it is reported with the rollouts it was given.
                 if len(part) == 1 or calls_left < 2:
@@ -128,7 +101,7 @@ def resolve_function(path: str) -> RewardFunction:
 
 def build_sources(
     config: RewardConfig,
-    model_path: str | None,
+    model_paths: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     keys: Keys,
@@ -137,53 +110,15 @@ def build_sources(
     """The sources that a config names; those that cost most come last, and are not asked about what others failed on.
 
     Args:
+        model_paths: of reward models, an ensemble's or one.
         keys: of the services.
         folder: of the run, for what a source keeps.
     """
     sources: list[RewardSource] = [FunctionReward(source, tokenizer) for source in config.functions]
-    if config.model is not None and model_path is not None:
-        sources.insert(0, ModelReward(model_path, config.model.weight, config, device))
+    if config.model is not None and model_paths:
+        sources.insert(0, ModelReward(model_paths, config.model, config, device))
     if config.services:
         background, workers = Background(), config.workers.count
         sources += [HttpReward(source, tokenizer, keys, workers, background) for source in config.http]
         sources += [JudgeReward(source, tokenizer, keys, workers, background, folder) for source in config.judges]
     return sources
-
-
-def sequences(rollouts: Sequence[Rollout]) -> Batch:
-    """Prompt and what follows it of each rollout; the targets are the tokens that the policy chose."""
-    return pack_sequences(
-        [np.concatenate([r.prompt.token_ids, r.token_ids]) for r in rollouts],
-        [np.concatenate([np.zeros(len(r.prompt.token_ids), dtype=bool), r.chosen]) for r in rollouts],
-    )
-
-
-@torch.inference_mode()
-def score_sequences(
-    scorer: SequenceScores, batch: Batch, token_budget: int, device: torch.device, packing: bool = False
-) -> np.ndarray:
-    """float64 [B]: raw scores of a head of one row; `packing` where the model can read it."""
-    scores, lay_out = np.empty(len(batch)), pack if packing else pad
-    for indices in plan_micro_batches(batch.lengths, 1, token_budget, packing=packing).micro_batches[0]:
-        scores[indices] = scorer(lay_out(batch.select(indices), device))[:, 0].float().cpu().numpy()
-    return scores
-
-
-def numbers(answers: Sequence[float | RewardError]) -> np.ndarray:
-    """float64 [n]. Raises the first RewardError among the answers."""
-    for answer in answers:
-        if isinstance(answer, RewardError):
-            raise answer
-    return np.asarray(answers, dtype=np.float64)
-
-
-def _checked(name: str, scores: np.ndarray, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
-    if scores.shape != (len(rollouts),):
-        reason = f"returned shape {scores.shape} for {len(rollouts)} responses; one number for each is needed"
-        return [RewardError(name, reason, [r.id for r in rollouts])] * len(rollouts)
-    bad = ~np.isfinite(scores)
-    if not bad.any():
-        return scores.tolist()
-    reason = f"returned {scores[bad][0]} for {int(bad.sum())} of {len(rollouts)} responses; scores must be finite"
-    error = RewardError(name, reason, [r.id for r, b in zip(rollouts, bad, strict=True) if b])
-    return [error if b else float(score) for score, b in zip(scores, bad, strict=True)]

@@ -15,8 +15,11 @@ from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_tokenizer
 from rlhf_ray.models.packing import enable_packing
+from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.http import Keys
-from rlhf_ray.scoring.sources import RewardError, RewardSource, build_sources, sequences
+from rlhf_ray.scoring.model_reward import EnsembleScore, ModelReward
+from rlhf_ray.scoring.sequences import sequences
+from rlhf_ray.scoring.sources import RewardSource, build_sources
 from rlhf_ray.scoring.usage import Usage
 from rlhf_ray.types import Rollout, Score
 
@@ -31,15 +34,15 @@ class RewardWorker:
     def __init__(
         self,
         config: RewardConfig,
-        model_path: str | None,
+        model_paths: Sequence[str],
         tokenizer_path: str,
         keys: Keys | None = None,
         folder: str = ".",
     ) -> None:
-        """`keys`: of the services, by the names of their variables; `folder`: of the run."""
+        """`model_paths`: of reward models; `keys`: of the services, by the names of their variables; `folder`: of the run."""
         torch.set_num_threads(config.workers.threads)
         tokenizer, device = load_tokenizer(tokenizer_path), _device(config.workers.gpus)
-        self.sources = build_sources(config, model_path, tokenizer, device, keys or {}, Path(folder))
+        self.sources = build_sources(config, model_paths, tokenizer, device, keys or {}, Path(folder))
         self._here = threading.Lock()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
@@ -55,15 +58,32 @@ class RewardWorker:
             for rollout, answer in zip(rest, self._ask(source, rest), strict=True):
                 if isinstance(answer, RewardError):
                     failures[rollout.id] = answer
-                else:
-                    parts[rollout.id][source.name] = float(answer)
+                    continue
+                if isinstance(answer, EnsembleScore):
+                    parts[rollout.id][f"{source.name}_disagreement"] = answer.disagreement
+                    answer = answer.value
+                parts[rollout.id][source.name] = float(answer)
         return [failures.get(rollout.id) or self._total(parts[rollout.id]) for rollout in rollouts]
+
+    def raw_rewards(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """float64 [K] for each rollout: what the K reward models say of it, not normalised."""
+        with self._here:
+            return list(self._model_reward.raw([rollout.final_turn for rollout in rollouts]).T)
+
+    def normalise(self, statistics: Sequence[tuple[float, float]]) -> None:
+        """Normalise the reward models by these means and standard deviations from now on."""
+        with self._here:
+            self._model_reward.normalise(statistics)
+
+    @property
+    def _model_reward(self) -> ModelReward:
+        return next(source for source in self.sources if isinstance(source, ModelReward))
 
     def usage(self) -> dict[str, Usage]:
         """What each service was asked for since the last call."""
         return {source.name: source.meter.take() for source in self.sources if source.remote}
 
-    def _ask(self, source: RewardSource, rollouts: Sequence[Rollout]) -> Sequence[float | RewardError]:
+    def _ask(self, source: RewardSource, rollouts: Sequence[Rollout]) -> Sequence[float | EnsembleScore | RewardError]:
         if not rollouts:
             return []
         if source.remote:

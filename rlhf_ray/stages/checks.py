@@ -32,11 +32,15 @@ def check_run(config: RunConfig) -> None:
     Raises:
         NotAModel, RewardModelMismatch, ConfigError: naming the key, the value and what is expected.
     """
+    reward = config.ppo.reward.model
     named = {
         "model.path": config.model.path,
         "ppo.policy_model": config.ppo.policy_model,
         "ppo.value_model": config.ppo.value_model,
-        "ppo.reward.model.path": config.ppo.reward.model and config.ppo.reward.model.path,
+        **{
+            "ppo.reward.model.path" + (f"[{i}]" if i else ""): path
+            for i, path in enumerate(reward.paths if reward else ())
+        },
         "ppo.teacher.model": config.ppo.teacher and config.ppo.teacher.model,
         "ppo.discriminator.model": config.ppo.discriminator and config.ppo.discriminator.model,
     }
@@ -44,12 +48,11 @@ def check_run(config: RunConfig) -> None:
     for key, folder in folders.items():
         check_model_folder(folder, key)
     policy = folders.get("ppo.policy_model") or folders.get("model.path")
-    for key in ("ppo.value_model", "ppo.reward.model.path", "ppo.teacher.model", "ppo.discriminator.model"):
-        if policy is not None and key in folders:
-            check_same_tokenizer(folders[key], policy, key)
-    reward = config.ppo.reward.model
-    if reward is not None and reward.path is not None:
-        check_reward_model(folders["ppo.reward.model.path"], reward.group)
+    for key, folder in folders.items():
+        if policy is not None and key not in ("model.path", "ppo.policy_model"):
+            check_same_tokenizer(folder, policy, key)
+        if key.startswith("ppo.reward.model.path"):
+            check_reward_model(folder, reward.group)
     if policy is not None:
         _check_context(config, policy)
     for key in ("ppo.teacher.model", "ppo.discriminator.model"):

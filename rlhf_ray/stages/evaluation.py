@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from rlhf_ray.config.scoring import RewardFunctionSource
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
 from rlhf_ray.driver.roles import Roles
-from rlhf_ray.environments.base import EnvironmentFailed
-from rlhf_ray.scoring.sources import FunctionReward, RewardError, numbers
+from rlhf_ray.scoring.answers import numbers
+from rlhf_ray.scoring.errors import RewardError
+from rlhf_ray.scoring.sources import FunctionReward
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
@@ -54,7 +54,7 @@ async def answer(
     """
     await roles.pool.load_folder(folder, version)
     requests = [RolloutRequest(prompt, 0, rollout_seed("evaluation", prompt.id, 0)) for prompt in prompts]
-    rollouts = await _episodes(roles, requests)
+    rollouts = await roles.rollouts(requests)
     scores, references = await roles.score_all(rollouts)
     texts = [t.strip() for t in tokenizer.batch_decode([r.token_ids for r in rollouts], skip_special_tokens=True)]
     truth = None
@@ -64,17 +64,6 @@ async def answer(
     kl = None if references[0] is None else _mean_kl(rollouts, references)
     rewards = np.asarray([math.nan if isinstance(s, RewardError) or not s.parts else s.total for s in scores])
     return Answers(tuple(texts), np.asarray([r.chosen_count for r in rollouts]), rewards, truth, kl)
-
-
-async def _episodes(roles: Roles, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-    """A rollout for each request, in their order."""
-    by_id: dict[str, Rollout] = {}
-    async with aclosing(roles.episodes.run(requests)) as arriving:
-        async for rollout in arriving:
-            if isinstance(rollout, EnvironmentFailed):
-                raise rollout
-            by_id[rollout.id] = rollout
-    return [by_id[request.id] for request in requests]
 
 
 def summarise(

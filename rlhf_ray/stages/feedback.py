@@ -36,6 +36,9 @@ class Element:
     labels: np.ndarray
     """float32 [sequences, k], see `learner.reward_objectives`."""
     weight: float
+    group: str | None = None
+    """Of the annotator, if known."""
+    annotator: str | None = None
 
     def longest(self) -> int:
         """Tokens of the longest sequence."""
@@ -81,7 +84,7 @@ class Lesson:
         )
         who = [self._groups.get(record.group, 0), self._annotators.get(record.annotator, 0)]
         labels = np.asarray([[*who, *row] for row in said], dtype=np.float32)
-        return Element(sequences, labels, record.weight)
+        return Element(sequences, labels, record.weight, record.group, record.annotator)
 
 
 def plan_lesson(config: RewardModelConfig, train: Sequence[Feedback]) -> Lesson:

@@ -6,17 +6,19 @@ labels, but what `config.json` says, is needed to use the folder.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from torch import nn
 
 from rlhf_ray.algorithms.diagnostics import Diagnostics
+from rlhf_ray.algorithms.ensembles import disagreement
 from rlhf_ray.algorithms.rankings import MOST_TIED
 from rlhf_ray.algorithms.reliability import Reliabilities
-from rlhf_ray.algorithms.reward_quality import longer_wins, measure_quality
+from rlhf_ray.algorithms.reward_quality import RewardQuality, longer_wins, measure_quality
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.run import RunConfig
@@ -27,11 +29,16 @@ from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_reward_model, load_tokenizer
+from rlhf_ray.models.reward_heads import normalisation
 from rlhf_ray.stages.datasets import Datasets, Note, Split, dialogue_limit, fitting
 from rlhf_ray.stages.feedback import Feedback, Lesson, decided_comparisons, pack_elements, pair_of_edit, plan_lesson
 from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.supervised import Documents, SupervisedJob, run_supervised
-from rlhf_ray.telemetry.run_folder import QUALITY, RunFolder
+from rlhf_ray.telemetry.run_folder import QUALITY, RunFolder, atomic_write
+from rlhf_ray.types import rollout_seed
+
+HELD_OUT = "held_out_rewards.json"
+"""In the folder of an ensemble's member: its raw reward of every held-out response, with its normalisation."""
 
 
 def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Datasets, note: Note) -> FitState:
@@ -40,15 +47,61 @@ def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Dat
     records = feedback(settings, data)
     lesson = plan_lesson(settings, records.train)
     limit = dialogue_limit(config.data)
-    batches = [
-        pack_elements(fitting(lesson.encode(tokenizer, part, limit), settings.kind, limit, note))
+    train, held_out = (
+        fitting(lesson.encode(tokenizer, part, limit), settings.kind, limit, note)
         for part in (records.train, records.held_out)
-    ]
-    task = RewardTask(
-        settings, lesson, longer_wins(batches[0].lengths, *decided_comparisons(batches[0], settings.kind))
     )
-    job = SupervisedJob("reward_model", folder, model, settings, task, config.seed)
-    return run_supervised(job, *batches)
+    batches = pack_elements(train), pack_elements(held_out)
+    longer_is_better = longer_wins(batches[0].lengths, *decided_comparisons(batches[0], settings.kind))
+    judges = Judges(tuple(element.group for element in held_out), tuple(element.annotator for element in held_out))
+    for member in range(1, settings.members + 1):
+        task = RewardTask(settings, lesson, longer_is_better, judges)
+        job = SupervisedJob("reward_model", folder, model, settings, task, member_seed(config.seed, member), member)
+        fit = run_supervised(job, *batches)
+        if member == 1:
+            first = fit
+    if settings.members > 1:
+        measured = measure_ensemble(folder, settings, batches[1], longer_is_better, judges)
+        if measured is not None:
+            atomic_write(folder.reward_ensemble, json.dumps(asdict(measured)) + "\n")
+    return first
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Of a member's fresh head and of the order of its data; the first member has the run's."""
+    return seed if member == 1 else rollout_seed("reward model", str(seed), member)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Whose label each held-out element is."""
+
+    groups: tuple[str | None, ...]
+    annotators: tuple[str | None, ...]
+
+    def measure(self, rewards: np.ndarray, held_out: Batch, kind: str, longer_is_better: bool) -> RewardQuality | None:
+        """How good float64 [sequences] rewards are; None where no label compares."""
+        better, worse = decided_comparisons(held_out, kind)
+        if not len(better):
+            return None
+        element = np.cumsum(held_out.element_starts)[better] - 1
+        groups, annotators = ([names[index] for index in element] for names in (self.groups, self.annotators))
+        return measure_quality(rewards, held_out.lengths, better, worse, longer_is_better, groups, annotators)
+
+
+def measure_ensemble(
+    folder: RunFolder, config: RewardModelConfig, held_out: Batch, longer_is_better: bool, judges: Judges
+) -> RewardQuality | None:
+    """How good the mean of all members is, and how far they are apart; None where no label compares."""
+    folders = [folder.reward_member(member) for member in range(1, config.members + 1)]
+    said = [json.loads((path / HELD_OUT).read_text()) for path in folders]
+    rewards = np.asarray([member["rewards"] for member in said])
+    quality = judges.measure(rewards.mean(axis=0), held_out, config.kind, longer_is_better)
+    if quality is None:
+        return None
+    normalised = np.stack([(row - member["mean"]) / member["std"] for row, member in zip(rewards, said, strict=True)])
+    apart = float(disagreement(normalised).mean())
+    return replace(quality, members=config.members, disagreement=apart)
 
 
 def feedback(config: RewardModelConfig, data: Datasets) -> Split:
@@ -84,9 +137,10 @@ def _refuse_crowds(rankings: Sequence[Ranking]) -> None:
 class RewardTask:
     """A reward model, and what is learned beside it of the people whose labels it learns from."""
 
-    def __init__(self, config: RewardModelConfig, lesson: Lesson, longer_is_better: bool) -> None:
+    def __init__(self, config: RewardModelConfig, lesson: Lesson, longer_is_better: bool, judges: Judges) -> None:
         """`longer_is_better`: what the training labels say of length, to hold the model against."""
         self.lesson, self.kind, self.longer_is_better = lesson, config.kind, longer_is_better
+        self.judges, self.in_ensemble = judges, config.members > 1
         self.objective = RewardObjective(config, lesson.heads, len(lesson.annotators))
 
     def load(self, model: str, dtype: str, attention: str, seed: int) -> nn.Module:
@@ -109,7 +163,7 @@ class RewardTask:
         """Write what the rows mean, their normalisation on the held-out responses, and what was learned of annotators.
 
         Returns:
-            `quality.json`, of held-out comparisons; nothing for marks.
+            `quality.json`, of held-out comparisons; nothing for marks. Of a member of an ensemble its rewards, too.
         """
         (everything,) = plan_micro_batches(held_out.lengths, 1, micro_batch_tokens).micro_batches
         outputs = model.evaluate(held_out, everything, lambda module, padded: module(padded))
@@ -123,10 +177,11 @@ class RewardTask:
         if self.objective.reliabilities is not None:
             values = np.round(self.objective.reliabilities.values, 4).tolist()
             config.annotator_reliability = dict(zip(self.lesson.annotators, values, strict=True))
-        better, worse = decided_comparisons(held_out, self.kind)
-        if not len(better):
-            return {}
         rewards = np.empty(len(held_out))
         rewards[np.concatenate(everything)] = outputs.reshape(len(held_out), -1) @ self.lesson.heads.coefficients()
-        quality = measure_quality(rewards, held_out.lengths, better, worse, self.longer_is_better)
-        return {QUALITY: asdict(quality)}
+        quality = self.judges.measure(rewards, held_out, self.kind, self.longer_is_better)
+        documents = {} if quality is None else {QUALITY: asdict(quality)}
+        if self.in_ensemble:
+            mean, std = normalisation(config)
+            documents[HELD_OUT] = {"rewards": rewards.tolist(), "mean": mean, "std": std}
+        return documents

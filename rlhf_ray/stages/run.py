@@ -22,7 +22,7 @@ from rlhf_ray.driver.journal import note_worker_event
 from rlhf_ray.driver.roles import LEARNERS, ModelPaths, Roles
 from rlhf_ray.models.loading import load_tokenizer, local_folder
 from rlhf_ray.placement import Placement, plan_placement
-from rlhf_ray.stages import evaluation
+from rlhf_ray.stages import evaluation, normalisation
 from rlhf_ray.stages.checks import check_run
 from rlhf_ray.stages.cluster import connect
 from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets, prompt_limit
@@ -79,13 +79,15 @@ class Run:
     def paths(self) -> ModelPaths:
         """What the roles load."""
         source, value = self.config.ppo.reward.model, self.config.ppo.value_model
-        reward = None
+        reward: tuple[str, ...] = ()
         if source is not None:
-            reward = local_folder(source.path) if source.path else str(self.folder.reward_model)
+            own = [str(self.folder.reward_member(m)) for m in range(1, self.config.reward_model.members + 1)]
+            reward = tuple(map(local_folder, source.paths)) or tuple(own)
         teacher = self.config.ppo.teacher and local_folder(self.config.ppo.teacher.model)
         judge = self.config.ppo.discriminator
         judge = judge and (local_folder(judge.model) if judge.model else self.start)
-        return ModelPaths(self.start, local_folder(value) if value else reward or self.start, reward, teacher, judge)
+        critic = local_folder(value) if value else (*reward, self.start)[0]
+        return ModelPaths(self.start, critic, reward, teacher, judge)
 
 
 def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> RunFolder:
@@ -119,7 +121,10 @@ def _due(config: RunConfig, folder: RunFolder, only: Stage | None) -> tuple[Stag
     """
     complete = {
         "sft": (folder.sft / "config.json").is_file(),
-        "reward_model": (folder.reward_model / "config.json").is_file(),
+        "reward_model": all(
+            (folder.reward_member(member) / "config.json").is_file()
+            for member in range(1, config.reward_model.members + 1)
+        ),
         "ppo": folder.policy.is_dir(),
     }
     open_stages = tuple(stage for stage in config.stages if not complete.get(stage, False))
@@ -161,6 +166,7 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
                 config, current.paths(), placement, lambda event: note_worker_event(current.events, event)
             )
         try:
+            await _normalise(current, roles)
             if "ppo" in due:
                 with current.stage("ppo"):
                     await run_ppo(
@@ -171,6 +177,25 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
                 await _evaluate(current, roles)
         finally:
             await roles.close()
+
+
+def _silent(message: str) -> None:
+    """For prompts whose loss PPO will write down."""
+
+
+async def _normalise(current: Run, roles: Roles) -> None:
+    """Once in a run: make the reward of its reward model mean 0 and std 1 on answers of the policy it starts from."""
+    source, folder = current.config.ppo.reward.model, current.folder
+    members = [folder.reward_member(member) for member in range(1, current.config.reward_model.members + 1)]
+    if not normalisation.due(source, members):
+        return
+    with current.stage("normalisation"):
+        limit = prompt_limit(current.config.data)
+        records = current.data.prompts.train[: source.normalise_on]
+        prompts = fitting(encode_prompts(load_tokenizer(current.start), records, limit), "prompts", limit, _silent)
+        statistics = await normalisation.normalise_reward(source, members, roles, prompts)
+    said = "; ".join(f"mean {mean:.3g}, std {std:.3g}" for mean, std in statistics)
+    current.events.emit("stage", f"rewards are normalised on the policy's answers: {said}")
 
 
 async def _evaluate(current: Run, roles: Roles) -> None:

@@ -70,16 +70,23 @@ class SupervisedJob:
     config: SupervisedConfig
     task: Task
     seed: int
+    member: int = 1
+    """Which of an ensemble's models it is."""
+
+    @property
+    def name(self) -> str:
+        """Of its folders and curves."""
+        return self.kind if self.member == 1 else f"{self.kind}_{self.member}"
 
     @property
     def model_folder(self) -> Path:
         """Where the model appears."""
-        return getattr(self.folder, self.kind)
+        return self.folder.path / self.name
 
     @property
     def checkpoints(self) -> Path:
         """What an interrupted stage goes on from."""
-        return self.folder.checkpoints / self.kind
+        return self.folder.checkpoints / self.name
 
     def steps(self, batch: Batch) -> int:
         """Optimizer steps of the whole stage."""
@@ -89,8 +96,11 @@ class SupervisedJob:
 def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch) -> FitState:
     """Train on Ray Train, show progress, and leave the model in the stage's folder; how it ended.
 
-    A stage that was interrupted goes on from its newest checkpoint, and so does one whose workers died.
+    A stage that was interrupted goes on from its newest checkpoint, and so does one whose workers died; one that is complete is
+    left alone.
     """
+    if (job.model_folder / FIT).is_file():
+        return FitState(**json.loads((job.model_folder / FIT).read_text()))
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -107,19 +117,19 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch) -> FitStat
             | workers.resources,
         ),
         run_config=RunConfig(
-            name=job.kind,
+            name=job.name,
             storage_path=str(job.folder.path / "ray_train"),
             worker_runtime_env={"env_vars": environment},
             failure_config=FailureConfig(max_failures=job.config.max_failures),
         ),
     )
-    with ThreadPoolExecutor(1) as executor, StageProgress(job.folder.name, job.kind, job.steps(train)) as progress:
+    with ThreadPoolExecutor(1) as executor, StageProgress(job.folder.name, job.name, job.steps(train)) as progress:
         running = executor.submit(trainer.fit)
         while not running.done():
             time.sleep(0.5)
-            _show(job.folder.stage_metrics(job.kind), progress)
+            _show(job.folder.stage_metrics(job.name), progress)
         running.result()
-        _show(job.folder.stage_metrics(job.kind), progress)
+        _show(job.folder.stage_metrics(job.name), progress)
     return FitState(**json.loads((job.model_folder / FIT).read_text()))
 
 

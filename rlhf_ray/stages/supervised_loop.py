@@ -43,7 +43,9 @@ def run_rank(job: SupervisedJob, train: Batch, held_out: Batch, rank: int, world
     deepspeed_engine.prepare_process(config.workers.threads, config.workers.gpus > 0)
     deepspeed_engine.join_initialised(config.workers.gpus > 0)
     dtype = "bf16" if config.precision == "bf16" else "fp32"
-    engine = deepspeed_engine.build(lambda: job.task.load(job.model, dtype, config.attention, job.seed), config, job.seed)
+    engine = deepspeed_engine.build(
+        lambda: job.task.load(job.model, dtype, config.attention, job.seed), config, job.seed
+    )
     SupervisedLoop(job, ShardedModel(engine, config, rank, world), train, held_out).run()
 
 
@@ -63,7 +65,7 @@ class SupervisedLoop:
             log = None
             if self.model.rank == 0:
                 log = stack.enter_context(
-                    MetricsLog(self.job.folder, self.job.kind, self.state.step if restored else None)
+                    MetricsLog(self.job.folder, self.job.name, self.state.step if restored else None)
                 )
             if not restored:
                 self.record(log, 0, self.measure())
@@ -174,7 +176,7 @@ class SupervisedLoop:
         if self.model.rank == 0:
             chosen = self.best_folder(self.state)
             (chosen / FIT).write_text(json.dumps(asdict(self.state)))
-            shutil.copy2(self.job.folder.stage_metrics(self.job.kind), chosen)
+            shutil.copy2(self.job.folder.stage_metrics(self.job.name), chosen)
             replace_folder(chosen, self.job.model_folder)
             shutil.rmtree(self.job.checkpoints)
 

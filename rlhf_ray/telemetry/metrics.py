@@ -19,13 +19,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlhf_ray.telemetry.jsonl import Closing, JsonLines, finite_or_none, read_jsonl
 from rlhf_ray.telemetry.names import describe, gauge_name
-from rlhf_ray.telemetry.run_folder import RunFolder, Stage
+from rlhf_ray.telemetry.run_folder import RunFolder
 
 
 class MetricsLog(Closing):
     """Where a stage records its figures. Names are the catalogue's (`rlhf_ray.telemetry.names`)."""
 
-    def __init__(self, folder: RunFolder, stage: Stage = "ppo", resume_step: int | None = None) -> None:
+    def __init__(self, folder: RunFolder, stage: str = "ppo", resume_step: int | None = None) -> None:
         """Open the stage's log.
 
         `resume_step=None` starts an empty log. N continues from the state after step N: later records, which a crash
@@ -77,7 +77,7 @@ class MetricsLog(Closing):
 class _RayGauges:
     """The latest finite figures for Prometheus, through Ray's agent; nothing where Ray does not run in this process."""
 
-    def __init__(self, run: str, stage: Stage) -> None:
+    def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}
         self._gauges: dict[str, Gauge] = {}
 

@@ -103,10 +103,19 @@ class RunFolder:
         """Hugging Face folder of the reward model, and the stage's metrics."""
         return self.path / "reward_model"
 
+    def reward_member(self, member: int) -> Path:
+        """Of an ensemble, counted from 1: the first is `reward_model`, the others are `reward_model_2`, …"""
+        return self.reward_model if member == 1 else self.path / f"reward_model_{member}"
+
+    @property
+    def reward_ensemble(self) -> Path:
+        """How good the ensemble is, where there is one."""
+        return self.path / "reward_ensemble.json"
+
     @property
     def reward_quality(self) -> Path:
-        """How good the reward model is on held-out labels; not there for marks."""
-        return self.reward_model / QUALITY
+        """How good the reward is on held-out labels; not there for marks."""
+        return self.reward_ensemble if self.reward_ensemble.is_file() else self.reward_model / QUALITY
 
     @property
     def policy(self) -> Path:
@@ -118,8 +127,8 @@ class RunFolder:
         """TensorBoard's log directory, one run per stage in it."""
         return self.path / "tensorboard"
 
-    def stage_metrics(self, stage: Stage) -> Path:
-        """The metrics file of a stage: PPO's is the run's own, the other stages' lie in their folders."""
+    def stage_metrics(self, stage: str) -> Path:
+        """The metrics file of a stage (`ppo`, `sft`, `reward_model_2`, …): PPO's is the run's own, others lie by their models."""
         return self.metrics if stage == "ppo" else self.path / stage / "metrics.jsonl"
 
     @property

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, ordered, wilson
+from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, ordered, ordered_by, wilson
 
 
 def test_the_interval_is_where_the_normal_test_stops_rejecting():
@@ -43,13 +43,22 @@ def test_a_model_that_is_length_is_found_out():
     generator = np.random.default_rng(1)
     lengths = generator.integers(10, 90, 400)
     better, worse = np.arange(0, 400, 2), np.arange(1, 400, 2)
-    quality = measure_quality(-0.1 * lengths, lengths, better, worse, longer_is_better=False)
+    quality = measure_quality(-0.1 * lengths, lengths, better, worse, False, [None] * 200, [None] * 200)
     assert quality.accuracy == quality.length_baseline
     assert quality.accuracy_when_longer_is_better.value == 0 and quality.accuracy_when_shorter_is_better.value == 1
     assert quality.reward_length_correlation == pytest.approx(-1)
     assert quality.accuracy.value == np.mean(lengths[better] < lengths[worse]) + 0.5 * np.mean(
         lengths[better] == lengths[worse]
     )
+
+
+def test_people_are_told_apart_where_they_have_labels_enough():
+    gain = np.asarray([1.0] * 30 + [-1.0] * 10 + [1.0] * 5 + [-1.0] * 25)
+    names = ["nurses"] * 40 + [None] * 5 + ["clerks"] * 19 + ["cooks"] * 6
+    by_name = ordered_by(gain, names)
+    assert list(by_name) == ["nurses"], "19 and 6 labels say nothing"
+    assert (by_name["nurses"].value, by_name["nurses"].count) == (0.75, 40)
+    assert ordered_by(gain, ["all"] * 70)["all"] == ordered(gain)
 
 
 def test_what_length_can_learn():
@@ -61,4 +70,4 @@ def test_what_length_can_learn():
 def test_without_comparisons():
     nothing = np.zeros(0, dtype=np.int64)
     with pytest.raises(ValueError, match="there is none"):
-        measure_quality(np.zeros(2), np.ones(2), nothing, nothing, True)
+        measure_quality(np.zeros(2), np.ones(2), nothing, nothing, True, [], [])

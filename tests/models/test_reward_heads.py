@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from rlhf_ray.models.loading import load_reward_model, load_scalar_model
-from rlhf_ray.models.reward_heads import RewardHeads, RewardModelMismatch, normalisation
+from rlhf_ray.models.reward_heads import RewardHeads, RewardModelMismatch, normalisation, normalised_on, renormalise
 
 ASPECTS = RewardHeads({"helpful": 0.7, "polite": 0.3}, ("cooks", "guests"))
 GROUPS = RewardHeads({"reward": 1.0}, ("cooks", "guests"))
@@ -108,3 +109,15 @@ def test_a_joined_model_can_be_saved_and_read_again(trained, tmp_path):
     joined = load_scalar_model(trained)
     joined.save_pretrained(tmp_path / "value")
     assert torch.equal(load_scalar_model(tmp_path / "value").score.weight, joined.score.weight)
+
+
+@pytest.mark.parametrize("reading", [None, "cooks"])
+def test_a_reading_can_be_normalised_again(trained, tmp_path, reading):
+    folder = tmp_path / "again"
+    shutil.copytree(trained, folder)
+    others = {name: normalisation(load_scalar_model(folder, reading=name).config) for name in ("guests", "mean")}
+    assert normalised_on(folder, reading) is None
+    renormalise(folder, reading, 0.25, 4.0, "five answers")
+    assert normalised_on(folder, reading) == "five answers"
+    assert normalisation(load_scalar_model(folder, reading=reading).config) == (0.25, 4.0)
+    assert others == {name: normalisation(load_scalar_model(folder, reading=name).config) for name in others}

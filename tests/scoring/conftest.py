@@ -112,7 +112,7 @@ def reward_worker(functions, tiny_model) -> Callable[..., RewardWorker]:
             {"functions": sources, "micro_batch_tokens": micro_batch_tokens, "workers": Workers(threads=1)}
             | ({} if model else {"model": None})
         )
-        return RewardWorker(config, str(model) if model else None, str(tiny_model))
+        return RewardWorker(config, [str(model)] if model else [], str(tiny_model))
 
     return make
 
@@ -144,6 +144,6 @@ def served_worker(tiny_model, tmp_path) -> Callable[..., RewardWorker]:
         configs = [quick | ({"model": "judge-1"} if kind == "judges" else {}) | source for source in sources]
         config = RewardConfig.model_validate({"model": None, kind: configs, "workers": Workers(threads=1)})
         keys = {"TEST_KEY": SecretStr(key)} if key else {}
-        return RewardWorker(config, None, str(tiny_model), keys, str(folder))
+        return RewardWorker(config, [], str(tiny_model), keys, str(folder))
 
     return make

@@ -14,7 +14,8 @@ from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.scoring import RewardConfig
 from rlhf_ray.models.loading import load_reward_model, load_scalar_model
 from rlhf_ray.models.reward_heads import RewardHeads
-from rlhf_ray.scoring.sources import NARROWING_CALLS, RewardError, resolve_function
+from rlhf_ray.scoring.errors import RewardError
+from rlhf_ray.scoring.sources import NARROWING_CALLS, resolve_function
 from rlhf_ray.scoring.workers import RewardWorker
 from rlhf_ray.types import Score
 
@@ -128,9 +129,33 @@ def test_a_group_is_read_with_its_own_normalisation(rollouts, tiny_model, tmp_pa
     heads.write(model.config, outputs)
     model.save_pretrained(tmp_path / "groups")
     config = RewardConfig.model_validate({"model": {"group": group, "weight": 2.0}, "workers": Workers(threads=1)})
-    totals = [score.total for score in RewardWorker(config, str(tmp_path / "groups"), str(tiny_model)).score(rollouts)]
+    totals = [
+        score.total for score in RewardWorker(config, [str(tmp_path / "groups")], str(tiny_model)).score(rollouts)
+    ]
     expected = outputs @ {None: [1, 0, 0], "cooks": [1, 1, 0], "mean": [1, 0.5, 0.5]}[group]
     assert totals == pytest.approx(2 * (expected - expected.mean()) / expected.std(), abs=1e-4)
+
+
+@pytest.mark.parametrize("combine", ["mean", "min", "uncertainty"])
+def test_an_ensemble_of_folders(reward_worker, rollouts, reward_model, tiny_model, tmp_path, combine):
+    other = tmp_path / "other"
+    model = load_scalar_model(tiny_model, seed=9)
+    model.config.reward_mean, model.config.reward_std = -0.5, 0.25
+    model.save_pretrained(other)
+    alone = np.asarray([[s.total for s in reward_worker(path).score(rollouts)] for path in (reward_model, other)])
+    source = {"combine": combine, "penalty": 0.5, "weight": 2.0}
+    config = RewardConfig.model_validate({"model": source, "workers": Workers(threads=1)})
+    worker = RewardWorker(config, [str(reward_model), str(other)], str(tiny_model))
+    expected = {"mean": alone.mean(0), "min": alone.min(0), "uncertainty": alone.mean(0) - 0.5 * alone.std(0)}[combine]
+    scores = worker.score(rollouts)
+    assert [score.total for score in scores] == pytest.approx(2 * expected, abs=1e-5)
+    assert [score.parts["model_disagreement"] for score in scores] == pytest.approx(alone.std(0), abs=1e-5)
+
+    raw = np.asarray(worker.raw_rewards(rollouts)).T
+    worker.normalise([(row.mean(), row.std()) for row in raw])
+    again = (raw - raw.mean(1, keepdims=True)) / raw.std(1, keepdims=True)
+    parts = [score.parts["model_disagreement"] for score in worker.score(rollouts)]
+    assert parts == pytest.approx(again.std(0), abs=1e-5)
 
 
 @pytest.mark.parametrize("budget", [1, 150, 8192])

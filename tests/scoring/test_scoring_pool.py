@@ -9,8 +9,8 @@ import ray
 
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.scoring import RewardConfig, RewardFunctionSource
+from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.pool import ScoringPool
-from rlhf_ray.scoring.sources import RewardError
 from rlhf_ray.scoring.workers import RewardWorker
 
 

@@ -21,7 +21,7 @@ from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model, load_tokenizer
 from rlhf_ray.models.reward_heads import normalisation
 from rlhf_ray.models.tiny import build_tiny_model
-from rlhf_ray.scoring.sources import score_sequences
+from rlhf_ray.scoring.model_reward import score_sequences
 from rlhf_ray.stages.datasets import Datasets, Split
 from rlhf_ray.stages.feedback import pack_elements, plan_lesson
 from rlhf_ray.stages.reward_model import feedback, run_reward_model

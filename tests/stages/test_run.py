@@ -6,13 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
 from rlhf_ray.driver.checkpoint import load_state
 from rlhf_ray.driver.ledger import read_ledger
+from rlhf_ray.models.reward_heads import normalised_on
 from rlhf_ray.sealed import NotACheckpoint
+from rlhf_ray.stages.reward_model import HELD_OUT
 from rlhf_ray.stages.run import run
 from rlhf_ray.telemetry.events import read_events
 from rlhf_ray.telemetry.metrics import read_metrics
@@ -36,7 +39,7 @@ def config(folder: Path, **ppo: object) -> RunConfig:
                 "max_dialogue_tokens": 400,
             },
             "sft": {"batch_size": 32, "learner": LEARNER},
-            "reward_model": {"batch_size": 16, "learner": LEARNER},
+            "reward_model": {"batch_size": 16, "learner": LEARNER, "members": 2},
             "ppo": {
                 "steps": STEPS,
                 "batch_size": BATCH,
@@ -48,6 +51,7 @@ def config(folder: Path, **ppo: object) -> RunConfig:
                 "reference": {"workers": {"threads": 1, "cpus": 0.1}},
                 "reward": {
                     "workers": {"threads": 1, "cpus": 0.1},
+                    "model": {"combine": "uncertainty", "normalise_on": 30},
                     "functions": [{"name": "utility", "function": "rlhf_ray.data.simulator:utility_reward", "weight": 0.1}],
                 },
             }
@@ -69,6 +73,30 @@ def test_every_stage_leaves_its_model(finished):
     reward_model = AutoModelForSequenceClassification.from_pretrained(finished.reward_model)
     assert reward_model.config.num_labels == 1 and reward_model.config.reward_std > 0
     assert not weights_equal(finished.sft, finished.policy)
+
+
+def test_an_ensemble_has_different_members_and_a_quality_of_its_own(finished):
+    members = [finished.reward_member(1), finished.reward_member(2)]
+    assert not weights_equal(*members)
+    said = [json.loads((member / HELD_OUT).read_text()) for member in members]
+    normalised = np.asarray([(np.asarray(s["rewards"]) - s["mean"]) / s["std"] for s in said])
+    np.testing.assert_allclose([normalised.mean(axis=1), normalised.std(axis=1)], [[0, 0], [1, 1]], atol=1e-3)
+    quality = json.loads(finished.reward_quality.read_text())
+    assert quality["members"] == 2
+    assert quality["disagreement"] == pytest.approx(normalised.std(axis=0).mean()) and quality["disagreement"] > 0
+    for record in read_metrics(finished.metrics):
+        assert record["reward/part/model_disagreement"] > 0
+
+
+def test_rewards_are_normalised_on_the_policys_own_answers(finished):
+    """Before the first step; so the first batch, by the same policy, is near mean 0 and std 1, and the folder says so."""
+    for member in (1, 2):
+        assert normalised_on(finished.reward_member(member), None) == "30 answers of the policy that PPO started from"
+    (event,) = [event for event in read_events(finished.events) if "normalised" in event.message]
+    assert event.message.count("std") == 2
+    first = read_metrics(finished.metrics)[0]
+    bias = first["reward/part/model"] + first["reward/part/model_disagreement"]
+    assert abs(bias) < 1.2, "mean of 16 other answers by the same policy, λ = 1 taken back"
 
 
 def test_metrics_of_every_step(finished):
@@ -94,7 +122,7 @@ def test_evaluation_and_report(finished):
     assert set(result["utility"]) == {"base", "sft", "ppo"} and None not in result["utility"].values()
     assert 0 <= result["win_rate_interval"][0] <= result["win_rate_vs_sft"] <= result["win_rate_interval"][1] <= 1
     assert 0.5 < result["reward_model_accuracy_ceiling"] <= 1 and 0 <= result["reward_model_accuracy"] <= 1
-    assert set(result["seconds"]) == {"sft", "reward_model", "start", "ppo", "evaluation"}
+    assert set(result["seconds"]) == {"sft", "reward_model", "start", "normalisation", "ppo", "evaluation"}
     assert len(finished.evaluation_samples.read_text().splitlines()) == 8
     assert "small" in finished.report.read_text()
 

@@ -43,7 +43,11 @@ def config(folder: Path, inputs: Path, model: Path, publish: str) -> RunConfig:
             "folder": str(folder),
             "stages": ["ppo", "evaluation"] if alone else ["ppo"],
             "model": {"path": str(model)},
-            "data": {"prompts": {"location": str(inputs / "prompts.jsonl")}, "max_prompt_tokens": 80, "max_dialogue_tokens": 96},
+            "data": {
+                "prompts": {"location": str(inputs / "prompts.jsonl")},
+                "max_prompt_tokens": 80,
+                "max_dialogue_tokens": 96,
+            },
             "evaluation": {"prompts": 4},
             "ppo": {
                 "steps": STEPS,

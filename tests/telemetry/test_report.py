@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -205,10 +205,14 @@ def test_the_reward_models_quality_is_drawn(tmp_path):
     generator = np.random.default_rng(0)
     rewards, lengths = generator.normal(size=200), generator.integers(5, 50, 200)
     better, worse = np.arange(0, 200, 2), np.arange(1, 200, 2)
-    quality = asdict(measure_quality(rewards, lengths, better, worse, longer_is_better=False))
+    groups, people = ["clerks", "nurses"] * 50, [f"person {index % 3}" for index in range(100)]
+    measured = measure_quality(rewards, lengths, better, worse, False, groups, people)
+    quality = asdict(replace(measured, members=3, disagreement=0.25))
     folder = RunFolder(tmp_path / "run")
     folder.reward_model.mkdir(parents=True)
     folder.reward_quality.write_text(json.dumps(quality))
     page = write_report(folder).read_text()
     assert "How far the reward model can be trusted" in page and "“shorter is better”" in page
+    assert "The mean of 3 members, which are 0.25 standard deviations apart" in page
+    assert all(name in page for name in ("clerks", "nurses", "person 2")), "each with its accuracy"
     assert f"{100 * quality['accuracy']['value']:.1f}" in page and page.count("<circle") >= 10 + 4

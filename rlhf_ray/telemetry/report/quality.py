@@ -9,6 +9,7 @@ from rlhf_ray.telemetry.report.charts import Card, Key, Section
 from rlhf_ray.telemetry.report.figures import figure
 from rlhf_ray.telemetry.report.svg import calibration_chart, interval_chart
 
+_SHOWN = 8
 _LEAD = "On held-out labels. A model that follows length is good where the longer answer is better, and bad where it is not."
 
 
@@ -16,7 +17,12 @@ def quality_section(quality: Mapping[str, Any] | None) -> list[Section]:
     """One section, or none where nothing was measured."""
     if quality is None:
         return []
-    return [Section("How far the reward model can be trusted", _LEAD, (_accuracy(quality), _calibration(quality)), ())]
+    cards = [_accuracy(quality), _calibration(quality)]
+    if quality["groups"]:
+        cards.append(_people(quality["groups"], "Groups of annotators"))
+    if quality["annotators"]:
+        cards.append(_people(quality["annotators"], "Annotators"))
+    return [Section("How far the reward model can be trusted", _LEAD, tuple(cards), ())]
 
 
 def _accuracy(quality: Mapping[str, Any]) -> Card:
@@ -36,8 +42,22 @@ def _accuracy(quality: Mapping[str, Any]) -> Card:
     note = "95 % intervals." + (
         "" if correlation is None else f" Reward and length correlate with {figure(correlation)}."
     )
+    if quality["members"] > 1:
+        apart = figure(quality["disagreement"])
+        note += f" The mean of {quality['members']} members, which are {apart} standard deviations apart."
     intervals = {label: (share["low"], share["value"], share["high"]) for label, share in known.items()}
     return Card("Comparisons ordered rightly", interval_chart("Comparisons ordered rightly", intervals), keys, note)
+
+
+def _people(shares: Mapping[str, Any], title: str) -> Card:
+    """The `_SHOWN` that the model understands worst; a figure of one person is no judgement of them."""
+    worst = sorted(shares.items(), key=lambda item: item[1]["value"])[:_SHOWN]
+    keys = tuple(Key(name, f"{figure(share['value'], '%')} of {share['count']:,}", 1, "") for name, share in worst)
+    note = "How often the model orders their labels as they do; 95 % intervals."
+    if len(shares) > _SHOWN:
+        note += f" The lowest {_SHOWN} of {len(shares)}; quality.json has all."
+    intervals = {name: (share["low"], share["value"], share["high"]) for name, share in worst}
+    return Card(title, interval_chart(title, intervals), keys, note)
 
 
 def _calibration(quality: Mapping[str, Any]) -> Card:
