@@ -55,7 +55,7 @@ def test_it_needs_demonstrations():
 
 def test_dry_run_shows_where_it_runs():
     recipe = Path(__file__).parents[2] / "configs" / "adversarial-cpu.yaml"
-    overrides = ["ppo.discriminator.workers={count: 2, cpus: 0.5}", "ppo.placement.colocate=[[value, discriminator]]"]
+    overrides = ["ppo.discriminator.workers={count: 2, cpus: 0.5}", "ppo.placement.colocate=[[policy, discriminator]]"]
     result = CliRunner().invoke(app, ["run", str(recipe), *overrides, "--dry-run"])
     assert result.exit_code == 0, (result.output, result.exception)
-    assert "value[0], discriminator[0]" in result.output and "discriminator[1]" in result.output
+    assert "policy[0], discriminator[0]" in result.output and "discriminator[1]" in result.output
