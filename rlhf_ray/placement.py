@@ -6,7 +6,8 @@ colocated share one bundle per index and split what it reserves (fractional GPUs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,17 +70,36 @@ def _demand(workers: Workers) -> dict[str, float]:
 class Placement:
     """A reserved plan. Use as a context manager: leaving it removes the group and kills what still runs in it."""
 
-    def __init__(self, plan: PlacementPlan, roles: Mapping[str, Workers], timeout_s: float) -> None:
+    def __init__(
+        self,
+        plan: PlacementPlan,
+        roles: Mapping[str, Workers],
+        timeout_s: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Wait for the cluster to make room; `check` is called every second meanwhile, and what it raises ends the waiting."""
         self.plan = plan
         self.roles = roles
         self._check_totals()
         self.group: PlacementGroup = placement_group(list(plan.bundles), strategy=plan.strategy)
-        if not self.group.wait(timeout_s):
+        if not self._wait(timeout_s, check):
             remove_placement_group(self.group)
             raise NotEnoughResources(
                 f"no node (or set of nodes) could hold the bundles {list(plan.bundles)} with strategy {plan.strategy} "
                 f"within {timeout_s:.0f} s; free now: {ray.available_resources()}. Lower workers.cpus/gpus, or add nodes"
             )
+
+    def _wait(self, timeout_s: float, check: Callable[[], None]) -> bool:
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not (ready := self.group.wait(min(1.0, max(0.0, deadline - time.monotonic())))):
+                if time.monotonic() >= deadline:
+                    break
+                check()
+        except BaseException:
+            remove_placement_group(self.group)
+            raise
+        return ready
 
     def options(self, role: str, index: int) -> dict[str, Any]:
         """Ray actor options of actor `index` of a role: resources, place, environment."""

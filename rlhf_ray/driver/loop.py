@@ -21,6 +21,7 @@ from rlhf_ray.driver.prompts import PromptSource
 from rlhf_ray.driver.ptx import DemonstrationSource, per_step, with_demonstrations
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.stopping import RunStopped, StopRequest
 from rlhf_ray.driver.token_batches import TokenBatches
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.learner.engine import learning_rate
@@ -42,12 +43,14 @@ class PpoLoop:
         seed: int,
         demonstrations: DemonstrationSource | None = None,
         imitation: Imitation | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
-        """`demonstrations`: for `algorithm.ptx`; `imitation`: for `discriminator`."""
+        """`demonstrations`: for `algorithm.ptx`; `imitation`: for `discriminator`; `stop`: who may end it early."""
         self.config, self.roles, self.prompts, self.state, self.journal, self.seed = (
             config, roles, prompts, state, journal, seed,
         )  # fmt: skip
         self.demonstrations, self.imitation = demonstrations, imitation
+        self.stop, self.saved_step = stop or StopRequest(), state.step
         self.groups_per_batch = config.batch_size // config.samples_per_prompt
         dynamic = config.algorithm.dynamic_sampling
         attempts = dynamic.max_attempts if dynamic is not None else 1
@@ -55,7 +58,11 @@ class PpoLoop:
         self.buffer = ExperienceBuffer(admission, config.samples_per_prompt, self.has_signal)
 
     async def run(self) -> None:
-        """Train up to `config.steps`."""
+        """Train up to `config.steps`.
+
+        Raises:
+            RunStopped: asked for; the last complete step is in a checkpoint.
+        """
         if self.state.step >= self.config.steps:
             return
         streaming = asyncio.create_task(self.stream_rollouts())
@@ -129,7 +136,7 @@ class PpoLoop:
     async def train(self) -> None:
         """Experience → batch → new policy → rollout workers, once per step."""
         while self.state.step < self.config.steps:
-            experiences, judgement = await self.judge(await self.buffer.take(self.groups_per_batch))
+            experiences, judgement = await self.judge(await self.take())
             prepared = await self.prepare(experiences)
             if judgement is not None and self.imitation.policy_waits(judgement):
                 prepared = prepared.untrained()
@@ -148,8 +155,22 @@ class PpoLoop:
                 await self.buffer.publish(self.state.step)
             self.journal.record(self.state, experiences, prepared, policy_results, value_results, services | imitated)
             if last or self.state.step % self.config.checkpoint.every == 0:
-                with self.journal.timer("checkpoint"):
-                    await self.journal.checkpoint(self.state, self.roles, self.imitation)
+                await self.checkpoint()
+
+    async def take(self) -> list[Experience]:
+        """The next batch. A run that is to stop does not wait for it: it is generated again, with the same seeds, on resume."""
+        try:
+            return await self.stop.or_result(self.buffer.take(self.groups_per_batch))
+        except RunStopped:
+            if self.saved_step < self.state.step:
+                await self.checkpoint()
+            raise RunStopped(f"stopped, as asked, after step {self.state.step} of {self.config.steps}") from None
+
+    async def checkpoint(self) -> None:
+        """Keep the state of now."""
+        with self.journal.timer("checkpoint"):
+            await self.journal.checkpoint(self.state, self.roles, self.imitation)
+        self.saved_step = self.state.step
 
     async def judge(self, experiences: Sequence[Experience]) -> tuple[Sequence[Experience], Judgement | None]:
         """The batch with the discriminator's part of the reward, and what it said; as it is where there is none."""

@@ -118,6 +118,14 @@ class ShardedModel:
         if self.world_size > 1:
             torch.distributed.barrier()
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: the same answer on all."""
+        if self.world_size == 1:
+            return flag
+        vote = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(vote)
+        return vote.item() > 0
+
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and full shape of every tensor, in the order of `named_weights`."""
         return [(weight.name, weight.shape) for weight in weights_of(self.hf_model)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,16 @@ import ray
 import rlhf_ray
 from rlhf_ray.config.run import ClusterConfig
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable for the driver of a submitted job."""
+
 
 @contextmanager
-def connect(config: ClusterConfig) -> Iterator[None]:
+def connect(config: ClusterConfig, run: str) -> Iterator[None]:
     """Connect to the configured cluster; Ray's log lines of the actors come along.
 
-    A process that is connected already (a job on a cluster, a test) keeps its connection.
+    Runs share a cluster without seeing each other's actors: each has a namespace of its name. A process that is connected already
+    (a test) keeps its connection.
     """
     if ray.is_initialized():
         yield
@@ -25,8 +30,10 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     if config.address is None:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=local_runtime_env())
     else:
-        # Nodes need the libraries; this package travels with the run, so that both sides have the same version.
-        ray.init(address=config.address, runtime_env={"py_modules": [rlhf_ray]})
+        # Nodes need the libraries; this package travels with the run, so that both sides have the same version. A submitted job
+        # has it in its working directory.
+        runtime_env = {} if JOB in os.environ else {"py_modules": [rlhf_ray]}
+        ray.init(address=config.address, namespace=run, runtime_env=runtime_env)
     try:
         yield
     finally:

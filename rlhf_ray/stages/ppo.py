@@ -17,6 +17,7 @@ from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.stopping import StopRequest
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.saving import replace_folder
 from rlhf_ray.stages.datasets import Split, fitting, prompt_limit
@@ -39,10 +40,14 @@ async def run_ppo(
     events: EventLog,
     found: tuple[Path, RunState] | None,
     demonstrations: Split | None = None,
+    stop: StopRequest | None = None,
 ) -> None:
     """Train the policy, from the checkpoint `found` where there is one, and leave it in the run's `policy` folder.
 
     `data` are prompts; `demonstrations` are read where the config has a `ptx` or a discriminator.
+
+    Raises:
+        RunStopped: `stop` was asked for; there is a checkpoint, and no `policy` folder.
     """
     tokenizer = load_tokenizer(model)
     limit = prompt_limit(config.data)
@@ -67,7 +72,7 @@ async def run_ppo(
     resume_step = state.step if found else None
     keep = config.ppo.checkpoint.keep
     with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step) as journal:
-        await PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation).run()
+        await PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation, stop).run()
     _publish_folder(folder, config.ppo.steps)
 
 

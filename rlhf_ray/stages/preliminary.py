@@ -9,6 +9,7 @@ from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.tokenize import Dialogue, encode_demonstrations
+from rlhf_ray.driver.stopping import StopRequest
 from rlhf_ray.learner.objectives import language_objective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.models.heads import TokenLogprobs
@@ -30,14 +31,16 @@ def base_model(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
     return str(base)
 
 
-def run_sft(config: RunConfig, folder: RunFolder, model: str, data: Split, note: Note) -> FitState:
+def run_sft(
+    config: RunConfig, folder: RunFolder, model: str, data: Split, note: Note, stop: StopRequest | None = None
+) -> FitState:
     """Fine-tune on demonstrations; the loss is on the assistant's turns."""
     tokenizer, limit = load_tokenizer(model), dialogue_limit(config.data)
     batches = [
         _dialogues(fitting(encode_demonstrations(tokenizer, records, limit), "demonstrations", limit, note))
         for records in (data.train, data.held_out)
     ]
-    return run_supervised(SupervisedJob("sft", folder, model, config.sft, LanguageTask(), config.seed), *batches)
+    return run_supervised(SupervisedJob("sft", folder, model, config.sft, LanguageTask(), config.seed), *batches, stop)
 
 
 class LanguageTask:

@@ -24,6 +24,7 @@ from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Ranking
+from rlhf_ray.driver.stopping import StopRequest
 from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
@@ -41,7 +42,9 @@ HELD_OUT = "held_out_rewards.json"
 """In the folder of an ensemble's member: its raw reward of every held-out response, with its normalisation."""
 
 
-def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Datasets, note: Note) -> FitState:
+def run_reward_model(
+    config: RunConfig, folder: RunFolder, model: str, data: Datasets, note: Note, stop: StopRequest | None = None
+) -> FitState:
     """Learn a reward from the feedback of the configured kind, starting from the folder `model`."""
     settings, tokenizer = config.reward_model, load_tokenizer(model)
     records = feedback(settings, data)
@@ -57,7 +60,7 @@ def run_reward_model(config: RunConfig, folder: RunFolder, model: str, data: Dat
     for member in range(1, settings.members + 1):
         task = RewardTask(settings, lesson, longer_is_better, judges)
         job = SupervisedJob("reward_model", folder, model, settings, task, member_seed(config.seed, member), member)
-        fit = run_supervised(job, *batches)
+        fit = run_supervised(job, *batches, stop)
         if member == 1:
             first = fit
     if settings.members > 1:

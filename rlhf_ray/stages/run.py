@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rlhf_ray.config import RunConfig, dump_config
@@ -20,11 +21,12 @@ from rlhf_ray.config.run import Stage
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver.journal import note_worker_event
 from rlhf_ray.driver.roles import LEARNERS, ModelPaths, Roles
+from rlhf_ray.driver.stopping import RunStopped, StopRequest, stop_on_sigterm
 from rlhf_ray.models.loading import load_tokenizer, local_folder
 from rlhf_ray.placement import Placement, plan_placement
 from rlhf_ray.stages import evaluation, normalisation
 from rlhf_ray.stages.checks import check_run
-from rlhf_ray.stages.cluster import connect
+from rlhf_ray.stages.cluster import JOB, connect
 from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
@@ -35,6 +37,7 @@ from rlhf_ray.telemetry.events import EventLog, read_events
 from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.report import write_report
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
+from rlhf_ray.telemetry.status import status_lines
 
 COMMANDS: dict[Stage, str] = {"sft": "sft", "reward_model": "reward-model", "ppo": "ppo", "evaluation": "evaluate"}
 """The commands that do one stage of a run."""
@@ -49,10 +52,12 @@ class Run:
     events: EventLog
     data: Datasets
     base: str
+    stop: StopRequest
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and write down that it began and ended."""
+        """Time a stage and write down that it began and ended; none begins in a run that is to stop."""
+        self.stop.check()
         self.events.emit("stage", f"{name} begins")
         began = time.perf_counter()
         yield
@@ -95,6 +100,7 @@ def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> R
 
     Raises:
         ConfigError, DataError, NotAModel, RunFolderError, …: before anything starts, where the input is at fault.
+        RunStopped: SIGTERM came; the stage that it interrupted has left a checkpoint.
     """
     folder = RunFolder(f"{config.folder}/{config.name}")
     check_run(config)
@@ -104,11 +110,18 @@ def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> R
             check_unchanged(folder.config.read_text(), config)
         atomic_write(folder.config, dump_config(config))
         data = load_datasets(config.data, folder.path, config.seed, lambda message: events.emit("drop", message))
-        current = Run(config, folder, events, data, base_model(config, folder, data))
-        with connect(config.cluster):
-            _supervised_stages(current, due)
-            if {"ppo", "evaluation"} & set(due):
-                asyncio.run(_reinforcement_stages(current, due))
+        base = base_model(config, folder, data)
+        watched = status_lines(folder) if JOB in os.environ else nullcontext()
+        with connect(config.cluster, config.name), stop_on_sigterm() as stop, watched:
+            current = Run(config, folder, events, data, base, stop)
+            try:
+                _supervised_stages(current, due)
+                if {"ppo", "evaluation"} & set(due):
+                    asyncio.run(_reinforcement_stages(current, due))
+            except RunStopped as stopped:
+                events.emit("stage", str(stopped))
+                write_report(folder)
+                raise
         write_report(folder)
     return folder
 
@@ -145,10 +158,12 @@ def _supervised_stages(current: Run, due: Sequence[Stage]) -> None:
     config, folder = current.config, current.folder
     if "sft" in due:
         with current.stage("sft"):
-            current.kept("sft", run_sft(config, folder, current.base, current.data.demonstrations, current.note))
+            current.kept(
+                "sft", run_sft(config, folder, current.base, current.data.demonstrations, current.note, current.stop)
+            )
     if "reward_model" in due:
         with current.stage("reward_model"):
-            fit = run_reward_model(config, folder, current.start, current.data, current.note)
+            fit = run_reward_model(config, folder, current.start, current.data, current.note, current.stop)
             current.kept("reward_model", fit)
 
 
@@ -160,21 +175,22 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
     if "ppo" not in due:
         roles_needed = {role: w for role, w in roles_needed.items() if role not in (*LEARNERS, "teacher")}
     plan = plan_placement(roles_needed, ppo.placement.colocate, ppo.placement.strategy)
-    with Placement(plan, roles_needed, ppo.placement.timeout_s) as placement:
+    with Placement(plan, roles_needed, ppo.placement.timeout_s, current.stop.check) as placement:
         with current.stage("start"), console.status("starting rollout, reward, reference and learner actors"):
-            roles = await Roles.start(
+            starting = Roles.start(
                 config, current.paths(), placement, lambda event: note_worker_event(current.events, event)
             )
+            roles = await current.stop.or_result(starting)
         try:
-            await _normalise(current, roles)
+            await current.stop.or_result(_normalise(current, roles))
             if "ppo" in due:
                 with current.stage("ppo"):
                     await run_ppo(
                         config, current.folder, roles, current.start, current.data.prompts, current.events, found,
-                        current.data.demonstrations,
+                        current.data.demonstrations, current.stop,
                     )  # fmt: skip
             if "evaluation" in due:
-                await _evaluate(current, roles)
+                await current.stop.or_result(_evaluate(current, roles))
         finally:
             await roles.close()
 

@@ -20,6 +20,7 @@ from torch import nn
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.driver.stopping import RunStopped, StopRequest
 from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.stages.fit_state import FitState
@@ -88,16 +89,24 @@ class SupervisedJob:
         """What an interrupted stage goes on from."""
         return self.folder.checkpoints / self.name
 
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks the ranks to leave after the step that they are in."""
+        return self.checkpoints / "stop"
+
     def steps(self, batch: Batch) -> int:
         """Optimizer steps of the whole stage."""
         return self.config.epochs * math.ceil(len(batch.element_sizes) / self.config.batch_size)
 
 
-def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch) -> FitState:
+def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch, stop: StopRequest | None = None) -> FitState:
     """Train on Ray Train, show progress, and leave the model in the stage's folder; how it ended.
 
     A stage that was interrupted goes on from its newest checkpoint, and so does one whose workers died; one that is complete is
     left alone.
+
+    Raises:
+        RunStopped: `stop` was asked for; the steps taken are in a checkpoint.
     """
     if (job.model_folder / FIT).is_file():
         return FitState(**json.loads((job.model_folder / FIT).read_text()))
@@ -123,13 +132,19 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch) -> FitStat
             failure_config=FailureConfig(max_failures=job.config.max_failures),
         ),
     )
+    job.stop_file.unlink(missing_ok=True)
     with ThreadPoolExecutor(1) as executor, StageProgress(job.folder.name, job.name, job.steps(train)) as progress:
         running = executor.submit(trainer.fit)
         while not running.done():
             time.sleep(0.5)
+            if stop is not None and stop.made:
+                job.checkpoints.mkdir(parents=True, exist_ok=True)
+                job.stop_file.touch()
             _show(job.folder.stage_metrics(job.name), progress)
         running.result()
         _show(job.folder.stage_metrics(job.name), progress)
+        if not (job.model_folder / FIT).is_file():
+            raise RunStopped(f"stopped, as asked, after step {progress.step} of {job.name}")
     return FitState(**json.loads((job.model_folder / FIT).read_text()))
 
 

@@ -59,7 +59,7 @@ class SupervisedLoop:
         self.state = FitState()
 
     def run(self) -> None:
-        """All optimizer steps that are left, and the model that is to stay."""
+        """All optimizer steps that are left, and the model that is to stay; only a checkpoint where the run is to stop."""
         restored = self.restore()
         with ExitStack() as stack:
             log = None
@@ -77,8 +77,12 @@ class SupervisedLoop:
                 if step % self.job.config.evaluate_every == 0 or step == self.total:
                     metrics |= self.measure()
                 self.record(log, step, metrics)
-                if step % self.job.config.checkpoint_every == 0 and step < self.total and not self.state.stopped:
+                stopping = self.model.any_rank(self.job.stop_file.exists())
+                due = stopping or step % self.job.config.checkpoint_every == 0
+                if due and step < self.total and not self.state.stopped:
                     self.checkpoint(log)
+                    if stopping:
+                        return
         self.finish()
 
     def minibatches(self) -> Iterator[Batch]:

@@ -32,6 +32,23 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
             yield _parse(line, path, number)
 
 
+def last_record(path: str | Path, block: int = 1 << 16) -> dict[str, Any] | None:
+    """The newest whole record, without reading the rest; None where there is none."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        position, tail = file.seek(0, os.SEEK_END), b""
+        while position > 0:
+            start = max(0, position - block)
+            file.seek(start)
+            position, tail = start, file.read(position - start) + tail
+            whole = tail[: tail.rfind(b"\n") + 1]
+            if whole and (position == 0 or whole.count(b"\n") > 1):
+                return _parse(whole.splitlines()[-1], path, -1)
+    return None
+
+
 class Closing:
     """A log that its `with` block closes."""
 

@@ -99,7 +99,7 @@ class StageProgress:
             self._live.stop()
             self._live = None
         mark, style = ("✓", "green") if kind is None else ("✗", "red")
-        steps = f"{self._step}/{self._total} steps in {_duration(time.perf_counter() - self._began)}"
+        steps = f"{self._step}/{self._total} steps in {duration(time.perf_counter() - self._began)}"
         figures = "  ".join(self._figures())
         line = f"[{style}]{mark}[/] [bold]{escape(self._stage)}[/]  {steps}  [dim]{escape(figures)}[/]"
         self._console.print(line, highlight=False, soft_wrap=True)
@@ -137,7 +137,7 @@ class StageProgress:
         if done <= 0 or self._step >= self._total:
             return []
         per_step = (time.perf_counter() - self._began) / done
-        return [f"{_duration(per_step * (self._total - self._step))} left"]
+        return [f"{duration(per_step * (self._total - self._step))} left"]
 
     def _display(self) -> RenderableType:
         header = Text.assemble((f" {self._run} ", "bold black on cyan"), " ", (self._stage, "bold"))
@@ -183,7 +183,8 @@ def _short(name: str, value: float) -> str:
     return f"{value:.1%}" if describe(name).unit == "%" else f"{value:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For a person: `2h05m`, `3m07s` or `1.5s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{seconds:.1f}s"

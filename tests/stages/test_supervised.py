@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from rlhf_ray.batch import pack_sequences
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.supervised import EarlyStoppingConfig, SupervisedConfig
+from rlhf_ray.driver.stopping import RunStopped
 from rlhf_ray.stages.preliminary import LanguageTask
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.stages.supervised_loop import run_rank
@@ -44,11 +47,49 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "sft" / "model.safetensors")
 
 
-def test_a_stage_goes_on_where_a_killed_rank_left_it(ray_cluster, tiny_model, tmp_path):
-    ranks, stage = 2, 2
-    train, held_out = dialogues(24, 0), dialogues(6, 1)
-    whole = run_supervised(job(tmp_path / "whole", tiny_model, LanguageTask(), ranks, stage), train, held_out)
+RANKS, ZERO_STAGE = 2, 2
 
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster, tiny_model, tmp_path_factory) -> Path:
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_supervised(job(folder, tiny_model, LanguageTask(), RANKS, ZERO_STAGE), dialogues(24, 0), dialogues(6, 1))
+    return folder
+
+
+def check_same(whole: Path, other: Path) -> None:
+    """Bit for bit."""
+    assert (other / "sft" / "fit.json").read_text() == (whole / "sft" / "fit.json").read_text()
+    one, two = weights(whole), weights(other)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    records = [read_metrics(folder / "sft" / "metrics.jsonl") for folder in (whole, other)]
+    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]] == list(range(13))
+    assert [r.get("loss") for r in records[0]] == [r.get("loss") for r in records[1]]
+
+
+def test_a_stage_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(whole, tiny_model, tmp_path):
+    class Asking(LanguageTask):
+        """Its last rank, and no other, learns of the request in the sixth step: all must leave after the same one."""
+
+        def __init__(self, stop_file: Path) -> None:
+            self.stop_file, self.steps = stop_file, 0
+
+        def observe(self, diagnostics) -> None:
+            self.steps += 1
+            if self.steps == 6 and torch.distributed.get_rank() == RANKS - 1:
+                self.stop_file.parent.mkdir(parents=True, exist_ok=True)
+                self.stop_file.touch()
+
+    asked = job(tmp_path, tiny_model, LanguageTask(), RANKS, ZERO_STAGE, checkpoint_every=100)
+    with pytest.raises(RunStopped, match="after step 6 of sft"):
+        run_supervised(replace(asked, task=Asking(asked.stop_file)), dialogues(24, 0), dialogues(6, 1))
+    assert (asked.checkpoints / "step_6" / "fit.json").is_file() and not (tmp_path / "sft" / "fit.json").exists()
+    run_supervised(asked, dialogues(24, 0), dialogues(6, 1))
+    check_same(whole, tmp_path)
+
+
+def test_a_stage_goes_on_where_a_killed_rank_left_it(whole, tiny_model, tmp_path):
     class Doomed(LanguageTask):
         """Its last rank kills its own process after the sixth step, once."""
 
@@ -57,19 +98,15 @@ def test_a_stage_goes_on_where_a_killed_rank_left_it(ray_cluster, tiny_model, tm
 
         def observe(self, diagnostics) -> None:
             self.steps += 1
-            if self.steps == 6 and not self.mark.exists() and torch.distributed.get_rank() == ranks - 1:
+            if self.steps == 6 and not self.mark.exists() and torch.distributed.get_rank() == RANKS - 1:
                 self.mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    killed = job(tmp_path / "killed", tiny_model, Doomed(tmp_path / "mark"), ranks, stage, max_failures=1)
-    resumed = run_supervised(killed, train, held_out)
+    killed = job(tmp_path, tiny_model, Doomed(tmp_path / "mark"), RANKS, ZERO_STAGE, max_failures=1)
+    resumed = run_supervised(killed, dialogues(24, 0), dialogues(6, 1))
     assert (tmp_path / "mark").exists(), "nothing was killed"
-    assert resumed == whole and whole.step == 12
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    records = [read_metrics(tmp_path / name / "sft" / "metrics.jsonl") for name in ("whole", "killed")]
-    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]] == list(range(13))
-    assert [r.get("loss") for r in records[0]] == [r.get("loss") for r in records[1]]
+    assert resumed.step == 12
+    check_same(whole, tmp_path)
     assert not killed.checkpoints.exists()
 
 

@@ -1,0 +1,120 @@
+"""Where a run stands, in one object: read from its folder, or from the lines that a job's driver prints for whoever watches it.
+
+Invariant: a line is made from the folder by the same `read_status`, so both say the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import yaml
+
+from rlhf_ray.telemetry.events import read_events
+from rlhf_ray.telemetry.jsonl import last_record
+from rlhf_ray.telemetry.run_folder import RunFolder
+
+MARK = "::rlhf-ray-status "
+"""Begins a line for programs in a job's log."""
+_STAGE = re.compile(r"(?P<stage>\w+) (?:begins|ends)")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What the newest records say. None: not known, or not measured by this stage."""
+
+    run: str
+    stage: str | None = None
+    """The last one that began."""
+    step: int | None = None
+    """Optimizer steps done in a supervised stage, PPO steps otherwise."""
+    steps: int | None = None
+    """Of the whole PPO stage."""
+    reward: float | None = None
+    kl: float | None = None
+    """Nats per response, to the reference."""
+    loss: float | None = None
+    """Of a supervised stage."""
+    throughput: float | None = None
+    """Tokens per second."""
+    faults: int = 0
+
+    def line(self) -> str:
+        """For a log."""
+        return MARK + json.dumps(asdict(self))
+
+
+def read_status(folder: RunFolder) -> RunStatus:
+    """Of a run's folder, whether it runs or not."""
+    events = read_events(folder.events)
+    stages = [match["stage"] for event in events if (match := _STAGE.fullmatch(event.message))]
+    stage = stages[-1] if stages else None
+    supervised = stage in ("sft", "reward_model")
+    if supervised:
+        members = [path for path in folder.path.glob(f"{stage}*/metrics.jsonl")]
+        metrics = max(members, key=lambda path: path.stat().st_mtime, default=folder.stage_metrics(stage))
+    else:
+        metrics = folder.metrics
+    last = last_record(metrics) or {}
+    config = yaml.safe_load(folder.config.read_text()) if folder.config.is_file() else {}
+    return RunStatus(
+        run=folder.name,
+        stage=stage,
+        step=last.get("step"),
+        steps=None if supervised else config.get("ppo", {}).get("steps"),
+        reward=last.get("reward/mean"),
+        kl=last.get("kl/sequence"),
+        loss=last.get("loss"),
+        throughput=last.get("throughput/tokens_per_s"),
+        faults=sum(event.kind == "fault" for event in events),
+    )
+
+
+def newest_status(lines: Iterable[str]) -> RunStatus | None:
+    """The last status in lines of a log; None where there is none."""
+    found = None
+    for line in lines:
+        if line.startswith(MARK) and line.endswith("}"):
+            found = RunStatus(**json.loads(line.removeprefix(MARK)))
+    return found
+
+
+def without_status(chunks: Iterable[str]) -> Iterator[str]:
+    """The text of a log that arrives in pieces, without the lines for programs."""
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        yield from (f"{line}\n" for line in lines if not line.startswith(MARK))
+    if rest and not rest.startswith(MARK):
+        yield rest
+
+
+@contextmanager
+def status_lines(folder: RunFolder, every_s: float = 2.0) -> Iterator[None]:
+    """Print a line whenever the status has changed, at most every so many seconds, and at the end."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        said = None
+        while True:
+            last = ended.wait(every_s)
+            if (status := read_status(folder)) != said:
+                # In one piece: other threads print, too.
+                sys.stdout.write(f"{status.line()}\n")
+                sys.stdout.flush()
+                said = status
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, name="status", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
