@@ -6,13 +6,16 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.errors import InputError
+
+C = TypeVar("C", bound=BaseModel)
 
 
 class ConfigError(InputError, ValueError):
@@ -47,6 +50,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: file missing, no YAML mapping, bad override, or any field that does not validate.
     """
+    return parse_config(_read(path, overrides), str(path))
+
+
+def load_serving(path: Path | None, overrides: Sequence[str] = ()) -> ServingConfig:
+    """The same of an endpoint; without a file all has its default.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _validated(ServingConfig, _read(path, overrides), str(path or "serving"))
+
+
+def _read(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    values = {} if path is None else _read_file(path)
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such config file")
     try:
@@ -55,9 +78,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    for override in overrides:
-        _apply(values, override)
-    return parse_config(values, str(path))
+    return values
 
 
 def parse_config(values: dict[str, Any], origin: str = "config") -> RunConfig:
@@ -66,10 +87,14 @@ def parse_config(values: dict[str, Any], origin: str = "config") -> RunConfig:
     Raises:
         ConfigError: listing every problem.
     """
+    return _validated(RunConfig, values, origin)
+
+
+def _validated(config: type[C], values: dict[str, Any], origin: str) -> C:
     try:
-        return RunConfig.model_validate(values)
+        return config.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(e)}" for e in error.errors())
+        problems = "\n".join(f"  {_explain(e, config)}" for e in error.errors())
         raise ConfigError(f"{origin}: {error.error_count()} problem(s)\n{problems}") from error
 
 
@@ -105,11 +130,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, config: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "(whole config)"
     if error["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
+        known = _fields_at(config, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
@@ -123,9 +148,9 @@ def _explain(error: Any) -> str:
     return f"{key}: {message}{shown}"
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
+def _fields_at(config: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Names of the fields of the section at a location."""
-    section: type[BaseModel] = RunConfig
+    section = config
     for part in location:
         if part.isdigit():  # a place in a list of sections
             continue

@@ -1,0 +1,168 @@
+"""`rlhf-ray serve`, and what changes the endpoint while it runs: `publish`, `promote`, `rollback`, `versions`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_ray.cli.app import Overrides, app
+
+if TYPE_CHECKING:
+    from rlhf_ray.config.serving import ServingConfig
+    from rlhf_ray.serving.versions import Versions
+
+Target = Annotated[str, typer.Argument(help="A run's folder, or a Hugging Face folder", show_default=False)]
+Label = Annotated[
+    str | None, typer.Option(help="Name of the version; default: the run's with its step", show_default=False)
+]
+Address = Annotated[str, typer.Option(help="Ray cluster that serves; auto: the one on this machine")]
+Name = Annotated[str, typer.Option(help="Name of the endpoint")]
+
+
+@app.command()
+def serve(
+    target: Target,
+    overrides: Overrides = None,
+    config: Annotated[Path | None, typer.Option(help="YAML of rlhf_ray/config/serving.py", show_default=False)] = None,
+    label: Label = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster to serve on, and to leave it serving; default: one of its own", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Serve a policy with OpenAI's API: chat, completions, streaming, models; scores, if it has a reward model."""
+    from rlhf_ray.config.loading import load_serving
+    from rlhf_ray.models.loading import check_reward_model
+    from rlhf_ray.serving.target import version_of
+
+    settings, version = load_serving(config, overrides or []), version_of(target, label)
+    if settings.reward_model is not None:
+        check_reward_model(settings.reward_model, None)
+    keys, made = _keys(settings)
+    _connect(address)
+    from rlhf_ray.serving.endpoint import Endpoint
+    from rlhf_ray.telemetry.console import console
+
+    endpoint = Endpoint(settings, keys)
+    with console.status(f"starting engines of {version.name}"):
+        endpoint.start(version)
+    print(f"serving {version.name} as {settings.name!r} at http://{settings.host}:{settings.port}/v1")
+    if made is not None:
+        print(f"key      {made}   (shown this once; set {settings.keys_env} to use your own)")
+    if address is not None:
+        return
+    print("stop     Ctrl-C")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("ending")
+    finally:
+        _end()
+
+
+@app.command()
+def publish(
+    target: Target,
+    canary: Annotated[str, typer.Option(help="Share of the traffic that it gets, such as 10%")] = "100%",
+    label: Label = None,
+    name: Name = "policy",
+    address: Address = "auto",
+) -> None:
+    """Give a running endpoint a new version, without losing a request."""
+    from rlhf_ray.serving.target import version_of
+
+    share, version = share_of(canary), version_of(target, label)
+    _connect(address)
+    from rlhf_ray.serving.endpoint import Endpoint
+
+    _show(Endpoint.attach(name).publish(version, share))
+
+
+@app.command()
+def promote(name: Name = "policy", address: Address = "auto") -> None:
+    """Give the candidate all the traffic; the version before it stays, to go back to."""
+    _connect(address)
+    from rlhf_ray.serving.endpoint import Endpoint
+
+    _show(Endpoint.attach(name).promote())
+
+
+@app.command()
+def rollback(name: Name = "policy", address: Address = "auto") -> None:
+    """Take the candidate away; where there is none, go back to the previous version."""
+    _connect(address)
+    from rlhf_ray.serving.endpoint import Endpoint
+
+    _show(Endpoint.attach(name).roll_back())
+
+
+@app.command()
+def versions(name: Name = "policy", address: Address = "auto") -> None:
+    """Which versions an endpoint has, and who gets the traffic."""
+    _connect(address)
+    from rlhf_ray.serving.endpoint import Endpoint
+
+    _show(Endpoint.attach(name).versions)
+
+
+def share_of(text: str) -> float:
+    """`10%` or `0.1` as a share above 0 and at most 1."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise typer.BadParameter(f"{text!r} is no share; write 10% or 0.1, above 0 and at most 100%")
+    return share
+
+
+def _keys(settings: ServingConfig) -> tuple[dict[str, str] | None, str | None]:
+    """Digest to name of those who may ask (None: everybody), and the key that was made where there was none."""
+    from rlhf_ray.serving.keys import digest, new_key, read_keys
+
+    if settings.keys_env is None:
+        return None, None
+    keys = read_keys(settings.keys_env)
+    if keys:
+        return keys, None
+    made = new_key()
+    return {digest(made): "default"}, made
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    from rlhf_ray.stages.cluster import local_runtime_env
+
+    if address is None:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=local_runtime_env())
+    else:
+        ray.init(address=address, log_to_driver=False)
+
+
+def _end() -> None:
+    import ray
+    from ray import serve as ray_serve
+
+    ray_serve.shutdown()
+    ray.shutdown()
+
+
+def _show(versions: Versions) -> None:
+    from rich.table import Table
+
+    from rlhf_ray.telemetry.console import console
+
+    table = Table("version", "traffic", "folder")
+    table.add_row(versions.stable.name, f"{1 - versions.share:.0%}", versions.stable.folder)
+    if versions.candidate is not None:
+        table.add_row(versions.candidate.name, f"{versions.share:.0%}, candidate", versions.candidate.folder)
+    if versions.previous is not None:
+        table.add_row(versions.previous.name, "0%, to go back to", versions.previous.folder)
+    console.print(table)

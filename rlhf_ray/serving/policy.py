@@ -1,0 +1,75 @@
+"""One version of a policy as a Serve application: vLLM by `ray.serve.llm`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve import Application
+from ray.serve.llm import LLMConfig, build_llm_deployment
+from transformers import AutoConfig
+
+from rlhf_ray.config.serving import ServingConfig
+from rlhf_ray.serving.versions import Version
+
+
+def build_policy(config: ServingConfig, version: Version) -> Application:
+    """Replicas that answer for this version; without a route of its own."""
+    engine, replicas = config.policy, config.replicas
+    worker = engine.workers
+    bundle = {"CPU": worker.cpus, **({"GPU": worker.gpus} if worker.gpus else {}), **worker.resources}
+    context = engine.max_sequence_tokens or context_of(version.folder)
+    return build_llm_deployment(
+        LLMConfig(
+            model_loading_config={"model_id": version.name, "model_source": version.folder},
+            engine_kwargs=engine_arguments(config, context),
+            placement_group_config={"bundles": [bundle] * engine.tensor_parallel},
+            runtime_env={"env_vars": environment(config)},
+            log_engine_metrics=False,
+            deployment_config={
+                "autoscaling_config": {
+                    "min_replicas": replicas.minimum,
+                    "max_replicas": replicas.maximum,
+                    "target_ongoing_requests": replicas.target_ongoing_requests,
+                },
+                # The engine queues by itself, and batches what it has.
+                "max_ongoing_requests": max(4 * engine.max_concurrent, 100),
+                "graceful_shutdown_timeout_s": config.limits.timeout_s,
+                "ray_actor_options": {"num_cpus": 0},
+            },
+        )
+    )
+
+
+def engine_arguments(config: ServingConfig, context: int) -> dict[str, Any]:
+    """vLLM's, of one replica; `config.policy.engine` has the last word."""
+    engine = config.policy
+    arguments: dict[str, Any] = {
+        "max_model_len": context,
+        "max_num_seqs": engine.max_concurrent,
+        "dtype": engine.dtype,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "quantization": engine.quantization,
+        "enforce_eager": engine.enforce_eager,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+    }
+    if engine.workers.gpus:
+        arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    else:
+        arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gb * (1 << 30))
+        # A prompt that is split over steps makes vLLM rewind the request's random generator, which a CPU generator cannot.
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, 8192)}
+    return arguments | engine.engine
+
+
+def environment(config: ServingConfig) -> dict[str, str]:
+    """Variables of a replica's processes."""
+    worker = config.policy.workers
+    on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return {**({} if worker.gpus else on_cpu), **worker.process_environment}
+
+
+def context_of(folder: str) -> int:
+    """Most tokens that the model reads."""
+    return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).max_position_embeddings)

@@ -1,0 +1,44 @@
+"""What people point at when they serve: a run, or a model's folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rlhf_ray.models.loading import check_model_folder
+from rlhf_ray.serving.versions import Version
+from rlhf_ray.telemetry.metrics import read_metrics
+from rlhf_ray.telemetry.run_folder import RunFolder
+
+
+def version_of(path: str, label: str | None = None) -> Version:
+    """The newest policy of a run's folder, or the model of a Hugging Face folder.
+
+    Args:
+        path: of either.
+        label: the version's name; by default the run's with its step, or the folder's.
+
+    Raises:
+        NotAModel: it is neither.
+    """
+    run = RunFolder(path)
+    if not run.config.is_file():
+        folder, name = run.path, run.path.name
+    elif run.policy.is_dir():
+        records = read_metrics(run.metrics) if run.metrics.is_file() else []
+        folder, name = run.policy, f"{run.name}-{records[-1]['step']}" if records else run.name
+    else:
+        folder, name = run.sft, f"{run.name}-sft"
+    check_model_folder(str(folder), "the model to serve")
+    return Version(plain(label or name), str(folder))
+
+
+def reward_model_of(path: str) -> str | None:
+    """The reward model of a run's folder, if there is one."""
+    folder = RunFolder(path).reward_model
+    return str(folder) if (folder / "config.json").is_file() and Path(path, "config.yaml").is_file() else None
+
+
+def plain(name: str) -> str:
+    """A name for a version: letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "policy"
