@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from rlhf_ray.cli import data, run
+from rlhf_ray.cli import data, jobs, run, serve
 from rlhf_ray.cli.app import app
+from rlhf_ray.driver.stopping import EXIT_STATUS, RunStopped
 from rlhf_ray.errors import InputError
 
-__all__ = ["app", "data", "main", "run"]
+__all__ = ["app", "data", "jobs", "main", "run", "serve"]
 
 
 def main() -> None:
@@ -18,6 +19,9 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())
     try:
         app()
+    except RunStopped as stopped:
+        print(f"rlhf-ray: {stopped}; go on with --resume", file=sys.stderr)
+        raise SystemExit(EXIT_STATUS) from stopped
     except (InputError, FileNotFoundError) as error:
         print(f"rlhf-ray: {error}", file=sys.stderr)
         raise SystemExit(2) from error

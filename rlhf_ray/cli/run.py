@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,8 +25,12 @@ def run(
 ) -> None:
     """Do all stages of a config: base model → SFT → reward model → PPO → evaluation."""
     from rlhf_ray.config import load_config
+    from rlhf_ray.config.worker_environment import as_overrides
+    from rlhf_ray.jobs.confidential import received
 
-    _do(load_config(config, overrides or []), None, resume, fresh, dry_run)
+    sent = received(os.environ)
+    os.environ.update(sent.forwarded)
+    _do(load_config(config, [*as_overrides(sent.workers), *(overrides or [])]), None, resume, fresh, dry_run)
 
 
 @app.command()

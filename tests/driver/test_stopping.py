@@ -33,13 +33,13 @@ def test_a_request_from_another_thread_ends_the_waiting_and_cancels_the_work():
     stop, cancelled = StopRequest(), []
 
     async def wait_for_ever() -> None:
+        threading.Thread(target=stop.make).start()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.append(True)
             raise
 
-    threading.Timer(0.05, stop.make).start()
     with pytest.raises(RunStopped):
         asyncio.run(stop.or_result(wait_for_ever()))
     assert cancelled == [True]

@@ -1,0 +1,167 @@
+"""`rlhf-ray submit`, `status`, `logs`, `stop`, `resume`, `list`: runs as jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_ray.cli.app import Config, Overrides, app
+
+if TYPE_CHECKING:
+    from rlhf_ray.jobs.cluster import Attempt, RayCluster
+    from rlhf_ray.jobs.submission import Submission
+
+Address = Annotated[
+    str | None,
+    typer.Option(help="The cluster's dashboard, http://HOST:8265; otherwise RAY_ADDRESS", show_default=False),
+]
+Run = Annotated[str, typer.Argument(help="Name of the run", show_default=False)]
+Follow = Annotated[bool, typer.Option(help="Print what the run says until it ends")]
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    address: Address = None,
+    follow: Follow = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the run of this name, if its folder holds one")] = False,
+    fresh: Annotated[bool, typer.Option(help="Put an older run of this name aside and start again")] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(help="Environment variable that the run is to have from here, e.g. a judge's key; repeatable"),
+    ] = None,
+) -> None:
+    """Run a config as a job of a Ray cluster. This directory travels along, without secrets, runs and virtual environments."""
+    from rlhf_ray.config import ConfigError, dump_config, load_config
+    from rlhf_ray.jobs.cluster import RayCluster, check_not_live
+    from rlhf_ray.jobs.submission import ADDRESS, confidential, plan_submission
+    from rlhf_ray.jobs.token import read_token
+
+    settings = load_config(config, [*(overrides or []), ADDRESS])
+    if missing := [name for name in env or [] if name not in os.environ]:
+        raise ConfigError(f"--env {missing[0]}: there is no such variable here")
+    if fresh and resume:
+        raise ConfigError("--fresh starts again and --resume goes on; choose one")
+    flags = ["--fresh"] if fresh else ["--resume"] if resume else []
+    forwarded, token = {name: os.environ[name] for name in env or []}, read_token(os.environ)
+    # What is wrong with the config is said before the cluster is asked for anything.
+    first = plan_submission(settings, Path.cwd(), 1, flags, forwarded, token)
+    cluster = RayCluster(address)
+    submission = replace(first, attempt=check_not_live(cluster.attempts(), settings.name))
+    _send(cluster, submission, follow, dump_config(settings), confidential(settings, forwarded).values)
+
+
+@app.command()
+def resume(run: Run, overrides: Overrides = None, address: Address = None, follow: Follow = False) -> None:
+    """Go on with a run that ended, from its newest checkpoint; ppo.steps and what does not decide the result may change."""
+    from rlhf_ray.jobs.cluster import RayCluster, check_not_live
+    from rlhf_ray.jobs.submission import next_attempt
+
+    cluster = RayCluster(address)
+    check_not_live(cluster.attempts(), run)
+    _send(cluster, next_attempt(cluster.newest(run).submission, overrides or []), follow)
+
+
+@app.command()
+def stop(
+    run: Run,
+    address: Address = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the last checkpoint")] = 1800.0,
+) -> None:
+    """End a run after a last checkpoint; `rlhf-ray resume` goes on with it."""
+    from rlhf_ray.jobs.cluster import RayCluster
+    from rlhf_ray.telemetry.console import console
+
+    cluster = RayCluster(address)
+    attempt = cluster.newest(run)
+    if not attempt.live:
+        console.print(f"{attempt.submission.id} has {attempt.state.lower()} already", highlight=False)
+        return
+    with console.status(f"{run} finishes its step and writes a last checkpoint"):
+        attempt = cluster.stop(attempt, timeout)
+    # The driver's own last words say where it stands.
+    said = [line for line in cluster.log(attempt).splitlines() if line.startswith("rlhf-ray: ")]
+    console.print(f"{attempt.submission.id} {attempt.state.lower()}", highlight=False)
+    if said:
+        console.print(said[-1], highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def logs(run: Run, address: Address = None, follow: Follow = False) -> None:
+    """What the last attempt at a run has said."""
+    from rlhf_ray.jobs.cluster import RayCluster
+
+    cluster = RayCluster(address)
+    _print_log(cluster, cluster.newest(run), follow)
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str | None, typer.Argument(help="Name of a run, or a run's folder; otherwise all", show_default=False)
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Where runs stand: stage, step, reward, KL, throughput, workers, faults."""
+    from rlhf_ray.jobs.cluster import RayCluster
+    from rlhf_ray.jobs.tables import status_table
+    from rlhf_ray.telemetry.console import console
+    from rlhf_ray.telemetry.run_folder import RunFolder
+    from rlhf_ray.telemetry.status import read_status
+
+    if run is not None and RunFolder(run).holds_run:
+        console.print(status_table([(None, read_status(RunFolder(run)), None)]))
+        return
+    cluster = RayCluster(address)
+    newest = {attempt.submission.run: attempt for attempt in cluster.attempts()}
+    chosen = [cluster.newest(run)] if run is not None else list(newest.values())
+    console.print(status_table((a, cluster.status(a), cluster.workers(a)) for a in chosen))
+
+
+@app.command(name="list")
+def list_runs(address: Address = None) -> None:
+    """All runs that the cluster has seen."""
+    from rlhf_ray.jobs.cluster import RayCluster
+    from rlhf_ray.jobs.tables import run_table
+    from rlhf_ray.telemetry.console import console
+
+    console.print(run_table(RayCluster(address).attempts()))
+
+
+def _send(
+    cluster: RayCluster, submission: Submission, follow: bool, config: str | None = None, secrets: Sequence[str] = ()
+) -> None:
+    from rlhf_ray.jobs.packing import pack
+    from rlhf_ray.telemetry.console import console
+
+    with tempfile.TemporaryDirectory(prefix="rlhf-ray-") as folder:
+        package = pack(Path.cwd(), config, submission.files, Path(folder), secrets)
+        attempt = cluster.submit(submission, package.folder)
+    for path in package.left_out:
+        console.print(f"left out  {path}: it holds a value that may be a secret", highlight=False, markup=False)
+    run, files = submission.run, f"{len(package.files)} files, {package.bytes / (1 << 20):.1f} MiB"
+    console.print(f"submitted {submission.id} to {cluster.address} ({files})", highlight=False, soft_wrap=True)
+    if follow:
+        _print_log(cluster, attempt, follow)
+    else:
+        console.print(f"watch     rlhf-ray status {run}   or   rlhf-ray logs {run} --follow", highlight=False)
+
+
+def _print_log(cluster: RayCluster, attempt: Attempt, follow: bool) -> None:
+    """Ends with 1 where a run that is followed does not succeed."""
+    from rlhf_ray.telemetry.status import without_status
+
+    for text in without_status(cluster.follow(attempt) if follow else [cluster.log(attempt)]):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    if follow and (ended := cluster.refresh(attempt)).state != "SUCCEEDED":
+        print(f"rlhf-ray: {attempt.submission.id} has {ended.state.lower()}", file=sys.stderr)
+        raise typer.Exit(1)

@@ -1,0 +1,91 @@
+"""What travels to the cluster, and what does not."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path, PurePath
+
+import pytest
+
+from rlhf_ray.jobs import packing
+from rlhf_ray.jobs.packing import CONFIG, PackageTooLarge, files_to_pack, is_left_out, pack
+
+KEPT = ("rewards.py", "secret_santa.py", "data/prompts.jsonl", "prompts/monkey.txt", ".gitignore", "environment.yaml")
+LEFT = (
+    ".env", ".env.production", "deploy/server.pem", "tls.key", "id_ed25519", "aws-credentials", "my_secrets.yaml", "hf.token",
+    ".git/config", ".ssh/known_hosts", "package/__pycache__/a.pyc", ".pytest_cache/x", "x.egg-info/PKG-INFO",
+    "service-account-1.json",
+)  # fmt: skip
+
+
+def write(root: Path, *names: str, text: str = "x") -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def names(root: Path, *named: str) -> set[str]:
+    return {str(path) for path in files_to_pack(root, named)}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_code_and_data_travel(name):
+    assert not is_left_out(PurePath(name))
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_secrets_and_caches_stay(name):
+    assert is_left_out(PurePath(name))
+
+
+@pytest.mark.parametrize("git", [False, True])
+def test_of_a_directory_only_what_a_run_needs(tmp_path, git):
+    if git:
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    write(tmp_path, *KEPT, *(name for name in LEFT if not name.startswith(".git/")))
+    write(tmp_path, "venv/pyvenv.cfg", "venv/lib/a.py", "runs/one/events.jsonl", "runs/one/policy/model.safetensors")
+    write(tmp_path, "notes.txt", text="-----BEGIN OPENSSH PRIVATE KEY-----\nabc")
+    (tmp_path / "outside").symlink_to("/etc/hostname")
+    (tmp_path / "disguise.txt").symlink_to(tmp_path / ".env")
+    assert names(tmp_path) == set(KEPT)
+
+
+def test_git_says_what_is_not_for_others_and_the_config_what_is_needed_anyway(tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    write(tmp_path, ".gitignore", text="data/\nmodels/\n*.tmp\n")
+    write(
+        tmp_path, "rewards.py", "a.tmp", "data/a.jsonl", "data/b.jsonl", "models/tiny/config.json", "models/tiny/.env"
+    )
+    assert names(tmp_path) == {".gitignore", "rewards.py"}
+    asked = names(tmp_path, "data/a.jsonl", "models/tiny")
+    assert asked == {".gitignore", "rewards.py", "data/a.jsonl", "models/tiny/config.json"}
+
+
+def test_the_package_has_this_version_and_the_config(tmp_path):
+    root, into = tmp_path / "root", tmp_path / "into"
+    write(root, "rewards.py", "rlhf_ray/old.py")
+    into.mkdir()
+    package = pack(root, "name: a\n", [], into)
+    assert (into / CONFIG).read_text() == "name: a\n" and (into / "rewards.py").is_file()
+    assert (into / "rlhf_ray" / "__main__.py").is_file() and not (into / "rlhf_ray" / "old.py").exists()
+    assert not list(into.rglob("__pycache__")) and package.bytes == 2
+
+
+def test_a_file_with_a_known_secret_in_it_stays_at_home(tmp_path):
+    write(tmp_path, "config.yaml", text="env: {KEY: hunter22}")
+    write(tmp_path, "rewards.py")
+    (tmp_path / "into").mkdir()
+    package = pack(tmp_path, None, [], tmp_path / "into", ["hunter22"])
+    assert [str(path) for path in package.files] == ["rewards.py"] and [str(p) for p in package.left_out] == [
+        "config.yaml"
+    ]
+    assert not (tmp_path / "into" / "config.yaml").exists()
+
+
+def test_what_is_too_large_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "LIMIT_MB", 1)
+    write(tmp_path, "small.txt")
+    write(tmp_path, "models/big.bin", text="x" * (2 << 20))
+    (tmp_path / "into").mkdir()
+    with pytest.raises(PackageTooLarge, match=r"2 MiB to send(.|\n)*2.0 MiB  models/big.bin"):
+        pack(tmp_path, None, [], tmp_path / "into")
