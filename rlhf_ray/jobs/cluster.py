@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,8 @@ class Attempt:
     ended: float | None = None
     job: str | None = None
     """Ray's id of the driver; None until it has connected."""
-    message: str = field(default="", repr=False)
+    node: str | None = None
+    """On which the driver runs."""
 
     @property
     def live(self) -> bool:
@@ -167,9 +168,14 @@ class RayCluster:
 
     def status(self, attempt: Attempt) -> RunStatus:
         """Where the run stands; only its name is known of one that has said nothing yet, or whose log is gone with its node."""
-        log = self._get("/logs/file", submission_id=attempt.submission.id, lines=TAIL)
-        lines = log.text.splitlines() if log.is_success else []
-        return newest_status(lines) or RunStatus(attempt.submission.run)
+        unknown = RunStatus(attempt.submission.run)
+        if attempt.node is None:
+            return unknown
+        # By its name: asked for by the submission id, Ray 2.60 answers 500.
+        log = self._get(
+            "/logs/file", node_id=attempt.node, filename=f"job-driver-{attempt.submission.id}.log", lines=TAIL
+        )
+        return newest_status(log.text.splitlines() if log.is_success else []) or unknown
 
     def workers(self, attempt: Attempt) -> Workers:
         """The actors of a live run."""
@@ -208,7 +214,7 @@ def as_attempt(job: JobDetails) -> Attempt:
         _seconds(job.start_time),
         _seconds(job.end_time),
         job.job_id,
-        job.message or "",
+        job.driver_node_id,
     )
 
 

