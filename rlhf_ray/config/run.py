@@ -72,7 +72,10 @@ class RunConfig(Section):
             if "ppo" in self.stages and self.ppo.discriminator is not None and self.data.demonstrations is None:
                 raise ValueError("ppo.discriminator learns from data.demonstrations, which is not set")
         if self.model.build is not None and "sft" not in self.stages:
-            raise ValueError("a model.build starts random and needs the stage sft before the others")
+            if {"ppo", "evaluation"} & set(self.stages):
+                raise ValueError("a model.build starts random, and needs the stage sft before ppo and evaluation")
+            if self.data.simulate is None and self.data.demonstrations is None:
+                raise ValueError("the tokenizer of a model.build is trained on data.demonstrations, which is not set")
         reward = self.ppo.reward.model
         if "ppo" in self.stages and reward and reward.path is None and "reward_model" not in self.stages:
             raise ValueError(

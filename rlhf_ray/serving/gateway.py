@@ -47,13 +47,12 @@ class Gateway(OpenAiIngress):
         self.answering: Counter[str] = Counter()
 
     def reconfigure(self, versions: dict[str, Any]) -> None:
-        """Take over which versions there are. Serve calls it at the start and at every change."""
-        self.versions = Versions.from_dict(versions)
-        known = self._configured_serve_handles
-        self._configured_serve_handles = {
-            version.name: known.get(version.name) or engines_of(self.name, version).options(stream=True)
-            for version in self.versions.alive
-        }
+        """Take over which versions there are. Serve calls it at the start and at every change, beside requests."""
+        new = Versions.from_dict(versions)
+        handles = {version.name: engines_of(self.name, version).options(stream=True) for version in new.alive}
+        # Handles first: a request may see either state, and one that chose a version before it changed still finds it.
+        self._configured_serve_handles = self._configured_serve_handles | handles
+        self.versions = new
 
     async def state(self) -> dict[str, Any]:
         """For whoever publishes."""
@@ -91,9 +90,7 @@ class Gateway(OpenAiIngress):
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """Completions."""
-        # OpenAI's default of 16 is the library's, not the client's.
-        asked = body.max_tokens if "max_tokens" in body.model_fields_set else None
-        body.max_tokens = self._allowed(asked, body.n)
+        body.max_tokens = self._allowed(body.max_tokens, body.n)
         return await self._answer(body, "completions", request)
 
     async def score(self, body: ScoreRequest) -> dict[str, Any]:

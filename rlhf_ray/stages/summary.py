@@ -13,7 +13,17 @@ from rlhf_ray.telemetry.run_folder import RunFolder
 
 
 def print_placement(config: RunConfig) -> None:
-    """The bundles that the PPO stage asks Ray for, and who goes where."""
+    """What the stages ask Ray for."""
+    for stage, settings in (("sft", config.sft), ("reward_model", config.reward_model)):
+        if stage in config.stages:
+            workers = settings.learner.workers
+            console.print(f"{stage}: {workers.count} × ({workers.cpus:g} CPU, {workers.gpus:g} GPU)", highlight=False)
+    if {"ppo", "evaluation"} & set(config.stages):
+        console.print(_bundles(config))
+
+
+def _bundles(config: RunConfig) -> Table:
+    """The bundles of the PPO stage, and who goes where."""
     placement = config.ppo.placement
     plan = plan_placement(config.roles, placement.colocate, placement.strategy)
     table = Table(title=f"placement group of the PPO stage, strategy {plan.strategy}", title_justify="left")
@@ -25,24 +35,21 @@ def print_placement(config: RunConfig) -> None:
         table.add_row(str(index), _resources(bundle), ", ".join(actors))
     table.add_section()
     table.add_row("all", _resources(plan.totals), f"{len(plan.slots)} actors")
-    console.print(table)
-    for stage, settings in (("sft", config.sft), ("reward_model", config.reward_model)):
-        if stage in config.stages:
-            workers = settings.learner.workers
-            console.print(
-                f"{stage} before it: {workers.count} × ({workers.cpus:g} CPU, {workers.gpus:g} GPU)", highlight=False
-            )
+    return table
 
 
 def print_summary(folder: RunFolder) -> None:
     """The result, and where to look next."""
     if folder.evaluation.is_file():
         console.print(_comparison(json.loads(folder.evaluation.read_text())))
-    policy = next((p for p in (folder.policy, folder.sft, folder.reward_model) if p.is_dir()), folder.path)
-    console.print(f"policy   {policy}", highlight=False, soft_wrap=True)
+    policy = next((p for p in (folder.policy, folder.sft) if p.is_dir()), None)
+    for what, path in (("policy", policy), ("rewards", folder.reward_model)):
+        if path is not None and path.is_dir():
+            console.print(f"{what:8} {path}", highlight=False, soft_wrap=True)
     console.print(f"report   {folder.report}", highlight=False, soft_wrap=True)
     console.print(f"curves   tensorboard --logdir {folder.tensorboard}", highlight=False, soft_wrap=True)
-    console.print(f"next     rlhf-ray serve {policy}   (coming)", highlight=False, soft_wrap=True)
+    if policy is not None:
+        console.print(f"next     rlhf-ray serve {folder.path}", highlight=False, soft_wrap=True)
 
 
 def _comparison(result: dict) -> Table:

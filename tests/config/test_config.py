@@ -127,7 +127,8 @@ def test_every_stage_needs_its_source():
 
 
 def test_stages_need_the_models_of_earlier_ones():
-    assert "needs the stage sft" in refusal(("stages", ["reward_model"]))
+    assert "needs the stage sft" in refusal(("stages", ["reward_model", "ppo"]))
+    assert accepted(("stages", ["reward_model"]))
     assert "ppo.reward.model.path is not set" in refusal(("stages", ["sft", "ppo"]))
     assert accepted(("stages", ["sft", "ppo"]), ("ppo.reward.model.path", "elsewhere"))
     assert "ppo.reward.model.group is 'clerk', and the reward model of this run learns no groups" in refusal(

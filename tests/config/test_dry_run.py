@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlhf_ray.cli import app
-from rlhf_ray.config import ConfigError
+from rlhf_ray.config import ConfigError, load_config
 
 CONFIG = """
 name: dry
@@ -51,4 +51,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_every_recipe_resolves_without_its_gpus_and_network(recipe):
     result = CliRunner().invoke(app, ["run", str(recipe), "--dry-run"])
     assert result.exit_code == 0, (result.output, result.exception)
-    assert f"name: {recipe.stem}" in result.output and "actors" in result.output
+    assert f"name: {recipe.stem}" in result.output
+    stages = load_config(recipe).stages
+    assert ("actors" in result.output) == ("ppo" in stages)
+    assert all(f"{stage}: " in result.output for stage in stages if stage in ("sft", "reward_model"))

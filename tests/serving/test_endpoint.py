@@ -1,0 +1,219 @@
+"""An endpoint on real engines, asked by OpenAI's own client: answers, refusals, and versions that change under load."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_ray.config.loading import load_serving
+from rlhf_ray.models.loading import load_scalar_model
+from rlhf_ray.scoring.http_reward import scores_of
+from rlhf_ray.serving.endpoint import Endpoint, NoEndpoint
+from rlhf_ray.serving.gateway import HEADER
+from rlhf_ray.serving.keys import digest
+from rlhf_ray.serving.versions import Version, Versions
+
+KEY = "a-key-of-the-test-suite"
+CHAT = [{"role": "user", "content": "Hello, where is my order 1234?"}]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def other_policy(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model after training, for all that a client can tell."""
+    folder = tmp_path_factory.mktemp("policies") / "other"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rewards") / "model"
+    model = load_scalar_model(tiny_model, seed=3)
+    model.config.reward_mean, model.config.reward_std = 0.1, 2.0
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endpoint(ray_cluster, tiny_model, reward_model):
+    from ray import serve
+
+    config = load_serving(
+        None,
+        [
+            "name=test-policy", f"port={free_port()}", f"reward_model={reward_model}", "policy.kv_cache_gb=0.1",
+            "policy.workers.cpus=0.2", "rewards.cpus=0.1", "limits.max_tokens=24", "limits.requests_per_minute=100000",
+            "cors_origins=[https://example.org]",
+        ],
+    )  # fmt: skip
+    endpoint = Endpoint(config, {digest(KEY): "suite"})
+    with pytest.raises(NoEndpoint, match="no endpoint 'test-policy'"):
+        Endpoint.attach("test-policy")
+    endpoint.start(Version("first", str(tiny_model)))
+    yield endpoint
+    serve.shutdown()
+
+
+@pytest.fixture
+def url(endpoint) -> str:
+    return f"http://127.0.0.1:{endpoint.config.port}/v1"
+
+
+@pytest.fixture
+def client(url) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60)
+
+
+def test_chat_is_what_the_model_says(client, tiny_model):
+    answer = client.chat.completions.create(model="test-policy", messages=CHAT, temperature=0, max_tokens=8)
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    prompt = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    said = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    # An engine keeps a character back whose last bytes have not come.
+    assert answer.choices[0].message.content == tokenizer.decode(said, skip_special_tokens=True).rstrip("\ufffd")
+    assert answer.model == "first" and answer.usage.completion_tokens <= 8
+
+
+def test_streaming_seeds_completions_and_models(client):
+    def streamed() -> list[str]:
+        stream = client.chat.completions.create(
+            model="test-policy", messages=CHAT, max_tokens=12, seed=5, temperature=1, stream=True
+        )
+        return [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+
+    pieces = streamed()
+    assert len(pieces) > 3 and streamed() == pieces, "the same seed, the same answer"
+    whole = client.chat.completions.create(model="test-policy", messages=CHAT, max_tokens=12, seed=5, temperature=1)
+    assert whole.choices[0].message.content == "".join(pieces)
+    many = client.completions.create(model="first", prompt="Hello", n=3, max_tokens=4)
+    assert len(many.choices) == 3 and many.model == "first"
+    assert [model.id for model in client.models.list()] == ["test-policy", "first"]
+    unsaid = client.chat.completions.create(model="first", messages=CHAT, extra_body={"ignore_eos": True})
+    assert unsaid.usage.completion_tokens == 24, "the endpoint's limit, where the client sets none"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "said"),
+    [
+        ({"model": "nobody"}, 404, "there is no model 'nobody'; there are test-policy, first"),
+        ({"max_tokens": 25}, 400, "from 1 to 24 are allowed"),
+        ({"max_completion_tokens": 0}, 400, "from 1 to 24 are allowed"),
+        ({"n": 5}, 400, "at most 4 are allowed"),
+        ({"messages": "no list"}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "Hello " * 200}]}, 400, "128"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(client, request_, status, said):
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.chat.completions.create(**{"model": "test-policy", "messages": CHAT} | request_)
+    assert refused.value.status_code == status and said in str(refused.value)
+
+
+def test_strangers_and_web_pages(url):
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="somebody-elses-key", max_retries=0).models.list()
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    page = httpx.options(f"{url}/chat/completions", headers=asks | {"origin": "https://example.org"})
+    assert page.headers["access-control-allow-origin"] == "https://example.org"
+    other = httpx.options(f"{url}/chat/completions", headers=asks | {"origin": "https://elsewhere.net"})
+    assert "access-control-allow-origin" not in other.headers
+    assert httpx.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+
+
+def test_scores_are_the_reward_models(url, reward_model):
+    """In the form that the HTTP reward of another run reads."""
+    body = {"prompts": [CHAT, CHAT], "responses": ["On Monday.", "I am sorry."], "metadata": [{}, {}]}
+    headers = {"authorization": f"Bearer {KEY}"}
+    answer = httpx.post(f"{url}/score", json=body, headers=headers)
+    scores = scores_of(answer.json(), 2)
+    tokenizer, model = AutoTokenizer.from_pretrained(reward_model), load_scalar_model(reward_model).eval()
+    for response, score in zip(body["responses"], scores, strict=True):
+        text = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+        ids = [
+            *tokenizer(text, add_special_tokens=False)["input_ids"],
+            *tokenizer(response)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
+        with torch.no_grad():
+            raw = model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]).item()
+        assert score == pytest.approx((raw - 0.1) / 2.0, abs=1e-4)
+    assert httpx.post(f"{url}/score", json=body | {"responses": ["one"]}, headers=headers).status_code == 400
+
+
+class Load:
+    """Clients that ask all the time, and count who answered and what failed."""
+
+    def __init__(self, url: str, clients: int) -> None:
+        self.url, self.answers, self.failures = url, Counter(), []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, answers: int) -> Counter:
+        """Who gave the next so many answers."""
+        before = self.answers.copy()
+        while sum((self.answers - before).values()) < answers and not self.failures:
+            self._stop.wait(0.05)
+        return self.answers - before
+
+    def _ask(self) -> None:
+        client = openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0, timeout=120)
+        while not self._stop.is_set():
+            try:
+                answer = client.chat.completions.with_raw_response.create(
+                    model="test-policy", messages=CHAT, max_tokens=16
+                )
+                assert answer.parse().model == answer.headers[HEADER]
+                self.answers[answer.headers[HEADER]] += 1
+            except Exception as error:
+                self.failures.append(error)
+
+
+def test_versions_change_and_no_request_is_lost(endpoint, url, client, tiny_model, other_policy):
+    second = Version("second", str(other_policy))
+    with Load(url, clients=4) as load:
+        attached = Endpoint.attach("test-policy")
+        assert attached.publish(second, share=0.3) == Versions(Version("first", str(tiny_model)), second, 0.3)
+        shared = load.wait_for(150)
+        assert 0.1 < shared["second"] / shared.total() < 0.55
+        assert attached.promote().stable == second
+        assert set(load.wait_for(40)) == {"second"}
+        own = client.chat.completions.create(model="first", messages=CHAT, max_tokens=2)
+        assert own.model == "first", "the version before is there to go back to"
+        assert attached.roll_back().stable.name == "first"
+        assert set(load.wait_for(40)) == {"first"}
+    assert load.failures == [] and load.answers.total() > 230
+    one = np.unique(
+        [client.chat.completions.create(model="test-policy", messages=CHAT, user="u").model for _ in range(5)]
+    )
+    assert one.tolist() == ["first"]
