@@ -63,11 +63,14 @@ def submit(
 def resume(run: Run, overrides: Overrides = None, address: Address = None, follow: Follow = False) -> None:
     """Go on with a run that ended, from its newest checkpoint; ppo.steps and what does not decide the result may change."""
     from rlhf_ray.jobs.cluster import RayCluster, check_not_live
+    from rlhf_ray.jobs.confidential import received
     from rlhf_ray.jobs.submission import next_attempt
 
     cluster = RayCluster(address)
     check_not_live(cluster.attempts(), run)
-    _send(cluster, next_attempt(cluster.newest(run).submission, overrides or []), follow)
+    submission = next_attempt(cluster.newest(run).submission, overrides or [])
+    secrets = received({**os.environ, **submission.environment}).values
+    _send(cluster, submission, follow, secrets=secrets)
 
 
 @app.command()

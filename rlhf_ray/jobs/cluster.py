@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -89,6 +90,9 @@ class RayCluster:
         """
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(
+            logging.WARNING
+        )  # it says which package it uploads; people read what is said here
         token = read_token(os.environ)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with _explained(address):

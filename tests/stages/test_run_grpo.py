@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +12,13 @@ import pytest
 from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
-from rlhf_ray.driver.journal import NO_SIGNAL
+from rlhf_ray.driver.checkpoint import load_state
+from rlhf_ray.driver.journal import NO_SIGNAL, Journal
 from rlhf_ray.driver.ledger import LedgerEntry, read_ledger
+from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.stopping import RunStopped
 from rlhf_ray.stages.run import run
+from rlhf_ray.telemetry.events import read_events
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -39,7 +44,7 @@ def inputs(tmp_path_factory) -> Path:
     return folder
 
 
-def config(folder: Path, inputs: Path, model: Path) -> RunConfig:
+def config(folder: Path, inputs: Path, model: Path, checkpoint_every: int = 1) -> RunConfig:
     """Critic-free and without a reference: three roles."""
     workers = {"cpus": 0.1}
     return parse_config(
@@ -59,7 +64,7 @@ def config(folder: Path, inputs: Path, model: Path) -> RunConfig:
                 "batch_size": GROUPS * SAMPLES,
                 "samples_per_prompt": SAMPLES,
                 "minibatches": 2,
-                "checkpoint": {"every": 1, "keep": 3},
+                "checkpoint": {"every": checkpoint_every, "keep": 3},
                 "algorithm": {
                     "advantage": "grpo",
                     "clip_high": 0.28,
@@ -108,13 +113,24 @@ def test_metrics_tell_of_both(finished):
     assert "value/loss" not in records[0] and "kl/sequence" not in records[0]
 
 
-def test_resume_is_bit_exact(finished, inputs, tiny_model, tmp_path):
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_bit_by_bit(finished, inputs, tiny_model, tmp_path, monkeypatch):
     """The same groups dropped, the same demonstrations taken, the same weights."""
-    copy = RunFolder(shutil.copytree(finished.path, tmp_path / finished.name))
-    shutil.rmtree(copy.policy)
-    for step in range(2, STEPS + 1):
-        shutil.rmtree(copy.checkpoints / f"step_{step}")
-    run(config(tmp_path, inputs, tiny_model), resume=True)
-    assert ledger(copy) == ledger(finished)
-    ours, theirs = (load_file(folder.policy / "model.safetensors") for folder in (copy, finished))
+    record = Journal.record
+
+    def record_and_be_told(journal: Journal, state: TrainingState, *rest: object) -> None:
+        record(journal, state, *rest)
+        if state.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Journal, "record", record_and_be_told)
+    settings, folder = config(tmp_path, inputs, tiny_model, checkpoint_every=100), RunFolder(tmp_path / finished.name)
+    with pytest.raises(RunStopped, match=f"after step 1 of {STEPS}"):
+        run(settings)
+    assert load_state(folder.checkpoints / "step_1").step == 1 and not folder.policy.exists()
+    assert read_events(folder.events)[-1].message.startswith("stopped, as asked")
+    assert folder.report.is_file()
+
+    run(settings, resume=True)
+    assert ledger(folder) == ledger(finished)
+    ours, theirs = (load_file(run_folder.policy / "model.safetensors") for run_folder in (folder, finished))
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
