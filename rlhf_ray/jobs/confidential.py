@@ -3,8 +3,8 @@
 Ray writes the environment of a job into its logs and shows it by its API. So the values travel encrypted under a key that is
 derived from the cluster's token, which both ends have and no log does.
 
-Invariant: on the way the plain values are in no file, log, metadata or environment. What is forwarded stays in the driver; `workers.env`
-goes on to the actors of its role by Ray, which writes the environment of an actor into its own logs on the nodes.
+Invariant: on the way the plain values are in no file, log, metadata or environment. What is forwarded stays in the driver;
+`workers.env` goes on to the actors of its role by Ray, which writes an actor's environment into its own logs on the nodes.
 """
 
 from __future__ import annotations
