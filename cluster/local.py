@@ -57,12 +57,15 @@ class LocalCluster:
             tempfile.mkdtemp(prefix="ray-")
         )  # short: sockets lie below it, and their paths are limited to 107
         self._cpus, self._store = cpus, object_store_mb << 20
+        # Ray starts processes by a shell and does not quote the interpreter, whose path may have a space; this one has none.
+        (self.folder / "env").symlink_to(sys.prefix, target_is_directory=True)
+        self._python = self.folder / "env" / "bin" / Path(sys.executable).name
         self.token_file = token_file.expanduser().absolute()
         self.environment = os.environ | {
             # The token must be there before the head starts, or Ray starts without asking for one.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(_token(self.token_file)),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PATH": f"{self._python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.environment.pop("RAY_ADDRESS", None)
@@ -114,7 +117,7 @@ class LocalCluster:
     def _start(self, *arguments: str) -> None:
         log = self.folder / f"node-{len(self.nodes)}.log"
         command = [
-            sys.executable, "-c", RAY, "start", "--block", f"--node-ip-address={HOST}", f"--num-cpus={self._cpus:g}",
+            str(self._python), "-c", RAY, "start", "--block", f"--node-ip-address={HOST}", f"--num-cpus={self._cpus:g}",
             "--num-gpus=0", f"--object-store-memory={self._store}", "--disable-usage-stats",
             # Several nodes share this machine's ports.
             "--node-manager-port=0", "--object-manager-port=0", "--min-worker-port=0", "--max-worker-port=0",

@@ -26,10 +26,10 @@ def test_the_problems_beside_the_recipe_are_those_that_its_script_writes(tmp_pat
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
-        ("calculator-cpu", ["sft.epochs=1", "ppo.algorithm={advantage: rloo}", "ppo.samples_per_prompt=4"]),
+        ("calculator-cpu", ["data.demonstrations.limit=300", "ppo.algorithm={advantage: rloo}", "ppo.samples_per_prompt=4"]),
         (
             "customer-service-dialogue-cpu",
-            ["sft.epochs=1", "data.simulate.demonstrations=300", "data.simulate.prompts=60", "data.simulate.held_out_prompts=6"],
+            ["data.simulate.demonstrations=300", "data.simulate.prompts=60", "data.simulate.held_out_prompts=6"],
         ),
     ],
 )  # fmt: skip
@@ -38,7 +38,7 @@ def test_recipe(ray_cluster, tmp_path, monkeypatch, recipe, overrides):
     config = load_config(
         CONFIGS / f"{recipe}.yaml",
         [
-            f"folder={json.dumps(str(tmp_path))}", "ppo.steps=2", "ppo.batch_size=16", "ppo.minibatches=2",
+            f"folder={json.dumps(str(tmp_path))}", "sft.epochs=1", "ppo.steps=2", "ppo.batch_size=16", "ppo.minibatches=2",
             "sft.evaluate_every=40", "sft.learner.workers.count=1", "evaluation.prompts=4", *overrides,
         ],
     )  # fmt: skip
