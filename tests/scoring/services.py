@@ -32,6 +32,11 @@ class Request:
     body: dict[str, Any]
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 refuses connections when a whole batch is asked for at once
+    daemon_threads = True
+
+
 class Service:
     """A running server; `requests` are those that it got so far, `busiest` how many it had at once."""
 
@@ -65,8 +70,7 @@ class Service:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     @property
