@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from common import report
 
-from rlhf_ray.algorithms.reward_quality import Share, longer_wins, ordered
+from rlhf_ray.algorithms.comparison import Share, ordered
+from rlhf_ray.algorithms.reward_quality import longer_wins
 from rlhf_ray.config import RunConfig, load_config
 from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import Source, load

@@ -6,28 +6,17 @@ give is None; a difference of exactly zero counts as half right, so that a const
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Z_95 = 1.959964
+from rlhf_ray.algorithms.comparison import Share, ordered
+
 BINS = 10
 FEWEST = 20
 """Comparisons that a person or group must have for a figure of their own."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """How often something holds, with the 95 % interval of Wilson (JASA 1927)."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-    """Cases behind it."""
 
 
 @dataclass(frozen=True)
@@ -116,25 +105,11 @@ def longer_wins(lengths: np.ndarray, better: np.ndarray, worse: np.ndarray) -> b
     return bool(np.sign(lengths[better] - lengths[worse]).sum() >= 0)
 
 
-def ordered(differences: np.ndarray) -> Share:
-    """The share of comparisons whose difference is positive; differences [c], c ≥ 1."""
-    right = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
-    return wilson(right, len(differences))
-
-
 def ordered_by(differences: np.ndarray, names: Sequence[str | None]) -> dict[str, Share]:
     """`ordered` for each name that has comparisons enough to say anything; differences [c], c names."""
     counts = Counter(name for name in names if name is not None)
     whose = np.asarray(names, dtype=object)
     return {name: ordered(differences[whose == name]) for name in sorted(counts) if counts[name] >= FEWEST}
-
-
-def wilson(successes: float, count: int) -> Share:
-    """A share and its interval, by inverting the normal test: `(p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n)`."""
-    share, z2 = successes / count, Z_95**2 / count
-    centre = (share + z2 / 2) / (1 + z2)
-    half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
-    return Share(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), count)
 
 
 def calibrate(gain: np.ndarray) -> tuple[tuple[CalibrationBin, ...], float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_ray.algorithms.comparison import win_rate
 from rlhf_ray.config.scoring import RewardFunctionSource
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
@@ -24,8 +25,6 @@ from rlhf_ray.scoring.sources import FunctionReward
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
-
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -75,16 +74,15 @@ def summarise(
     """The content of `evaluation.json`: what was asked for by name, None where it is not known."""
     sft, ppo = answers.get("sft"), answers.get("ppo")
     known = {name: a.utilities for name, a in answers.items() if a.utilities is not None}
-    rate = interval = by_reward = None
+    won = by_reward = None
     if sft is not None and ppo is not None:
         by_reward = win_rate(ppo.rewards, sft.rewards)
         if ppo.utilities is not None:
-            rate = win_rate(ppo.utilities, sft.utilities)
-            interval = wilson_interval(rate, len(ppo.utilities))
+            won = win_rate(ppo.utilities, sft.utilities)
     return {
-        "win_rate_vs_sft": rate,
-        "win_rate_interval": interval,
-        "win_rate_vs_sft_by_reward": by_reward,
+        "win_rate_vs_sft": won and won.value,
+        "win_rate_interval": won and (won.low, won.high),
+        "win_rate_vs_sft_by_reward": by_reward and by_reward.value,
         "utility": {name: float(known[name].mean()) if name in known else None for name in ("base", "sft", "ppo")},
         "utility_std_sft": float(known["sft"].std()) if "sft" in known else None,
         "reward": {name: _mean_of_known(a.rewards) for name, a in answers.items()},
@@ -97,22 +95,10 @@ def summarise(
     }
 
 
-def win_rate(ours: np.ndarray, theirs: np.ndarray) -> float | None:
-    """Share of prompts on which `ours` is higher; a tie counts half. A NaN on either side leaves the prompt out; None: all."""
-    return _mean_of_known(0.5 * (1.0 + np.sign(ours - theirs)))
-
-
 def _mean_of_known(values: np.ndarray) -> float | None:
     # JSON has no NaN.
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
-
-
-def wilson_interval(rate: float, count: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927)."""
-    centre = (rate + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
-    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(rate * (1 - rate) / count + Z_95**2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def accuracy_of_reward_model(

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, ordered, ordered_by, wilson
-
-
-def test_the_interval_is_where_the_normal_test_stops_rejecting():
-    share = wilson(63, 90)
-    for bound in (share.low, share.high):
-        assert abs(share.value - bound) / np.sqrt(bound * (1 - bound) / 90) == pytest.approx(1.959964)
-    assert (share.value, share.count) == (0.7, 90)
-
-
-@given(st.integers(1, 500), st.floats(0, 1))
-def test_an_interval_holds_its_share(count, part):
-    share = wilson(round(part * count), count)
-    assert 0 <= share.low <= share.value <= share.high <= 1
+from rlhf_ray.algorithms.comparison import ordered
+from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, ordered_by
 
 
 def test_a_model_that_knows_nothing_has_one_half():

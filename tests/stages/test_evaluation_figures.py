@@ -7,15 +7,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from rlhf_ray.algorithms.comparison import wilson
 from rlhf_ray.stages.evaluation import (
     Answers,
     accuracy_of_reward_model,
     summarise,
-    wilson_interval,
-    win_rate,
     write_samples,
 )
 from rlhf_ray.telemetry.run_folder import RunFolder
@@ -30,32 +27,6 @@ def answers(rewards: list[float], utilities: list[float] | None = None, kl: floa
     return Answers(texts, np.arange(1, 1 + len(rewards)), np.asarray(rewards), truth, kl)
 
 
-def test_win_rate():
-    assert win_rate(np.asarray([1.0, 2.0, 3.0, 4.0]), np.asarray([0.0, 3.0, 3.0, 1.0])) == (1 + 0 + 0.5 + 1) / 4
-    assert win_rate(np.asarray([1.0, NAN, 3.0]), np.asarray([0.0, 1.0, NAN])) == 1.0, "only the first pair is known"
-    assert win_rate(np.asarray([NAN]), np.asarray([1.0])) is None
-
-
-@pytest.mark.parametrize(
-    ("wins", "count", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval_of_published_examples(wins, count, low, high):
-    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3; to four digits."""
-    assert wilson_interval(wins / count, count) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
-
-
-@given(st.integers(1, 500), st.data())
-def test_wilson_interval_holds_the_rate(count, data):
-    rate = data.draw(st.integers(0, count)) / count
-    low, high = wilson_interval(rate, count)
-    assert 0 <= low <= rate + 1e-12 and rate - 1e-12 <= high <= 1
-    # Its ends are the proportions from which the rate is 1.96 standard errors away.
-    for end in (low, high):
-        if 1e-9 < end < 1 - 1e-9:
-            assert abs(rate - end) / math.sqrt(end * (1 - end) / count) == pytest.approx(1.959964, rel=1e-3)
-
-
 def test_everything_known():
     by_policy = {
         "base": answers([0.0, 0.0], [0.0, 1.0]),
@@ -64,7 +35,7 @@ def test_everything_known():
     }
     result = summarise(by_policy, 0.8, 0.9, {"sft": 3.0})
     assert result["win_rate_vs_sft"] == 1.0 and result["win_rate_vs_sft_by_reward"] == 0.5
-    assert result["win_rate_interval"] == wilson_interval(1.0, 2)
+    assert result["win_rate_interval"] == (wilson(2, 2).low, wilson(2, 2).high)
     assert result["utility"] == {"base": 0.5, "sft": 3.0, "ppo": 4.0} and result["utility_std_sft"] == 1.0
     assert result["reward"] == {"base": 0.0, "sft": 1.5, "ppo": 1.75}
     assert (result["kl_sequence"], result["prompts"], result["seconds"]) == (4.2, 2, {"sft": 3.0})
