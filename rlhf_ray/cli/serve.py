@@ -13,7 +13,7 @@ from rlhf_ray.cli.app import Overrides, app
 
 if TYPE_CHECKING:
     from rlhf_ray.config.serving import ServingConfig
-    from rlhf_ray.serving.versions import Versions
+    from rlhf_ray.serving.versions import Version, Versions
 
 Target = Annotated[str, typer.Argument(help="A run's folder, or a Hugging Face folder", show_default=False)]
 Label = Annotated[
@@ -35,6 +35,7 @@ def serve(
             help="Ray cluster to serve on, and to leave it serving; default: one of its own", show_default=False
         ),
     ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print it as a config file of Ray Serve, and stop")] = False,
 ) -> None:
     """Serve a policy with OpenAI's API: chat, completions, streaming, models; scores, if it has a reward model."""
     from rlhf_ray.config.loading import load_serving
@@ -44,6 +45,9 @@ def serve(
     settings, version = load_serving(config, overrides or []), version_of(target, label)
     if settings.reward_model is not None:
         check_reward_model(settings.reward_model, None)
+    if dry_run:
+        _print_config(settings, version)
+        return
     keys, made = _keys(settings)
     _connect(address)
     from rlhf_ray.serving.endpoint import Endpoint
@@ -123,6 +127,15 @@ def share_of(text: str) -> float:
     if not 0 < share <= 1:
         raise typer.BadParameter(f"{text!r} is no share; write 10% or 0.1, above 0 and at most 100%")
     return share
+
+
+def _print_config(settings: ServingConfig, version: Version) -> None:
+    import yaml
+
+    from rlhf_ray.serving.declarative import serve_config
+    from rlhf_ray.serving.versions import Versions
+
+    print(yaml.safe_dump(serve_config(settings, Versions(version)), sort_keys=False), end="")
 
 
 def _keys(settings: ServingConfig) -> tuple[dict[str, str] | None, str | None]:

@@ -11,6 +11,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.discriminator import DiscriminatorConfig
 from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.config.publishing import PublishingConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.scoring import RewardConfig, ScorerConfig
 from rlhf_ray.config.teacher import TeacherConfig
@@ -85,6 +86,8 @@ class PpoConfig(Section):
     """A reward learned from `data.demonstrations` meanwhile, beside the reward or instead of it; null: none."""
     environment: EnvironmentConfig | None = None
     """Episodes of several turns; null: a rollout is one response."""
+    publishing: PublishingConfig | None = None
+    """Gives better policies to an endpoint while it trains; null: nobody but people publishes."""
     placement: PlacementConfig = PlacementConfig()
     """Where the actors run."""
     checkpoint: CheckpointConfig = CheckpointConfig()

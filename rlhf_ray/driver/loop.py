@@ -19,6 +19,7 @@ from rlhf_ray.driver.journal import Journal
 from rlhf_ray.driver.preparation import Prepared, collate, minibatches, prepare, shaped_scores
 from rlhf_ray.driver.prompts import PromptSource
 from rlhf_ray.driver.ptx import DemonstrationSource, per_step, with_demonstrations
+from rlhf_ray.driver.publishing import Publishing
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.driver.stopping import RunStopped, StopRequest
@@ -44,12 +45,14 @@ class PpoLoop:
         demonstrations: DemonstrationSource | None = None,
         imitation: Imitation | None = None,
         stop: StopRequest | None = None,
+        publishing: Publishing | None = None,
     ) -> None:
-        """`demonstrations`: for `algorithm.ptx`; `imitation`: for `discriminator`; `stop`: who may end it early."""
+        """`demonstrations`: for `algorithm.ptx`; `imitation`: for `discriminator`; `stop`: who may end it early;
+        `publishing`: gives better policies to an endpoint."""
         self.config, self.roles, self.prompts, self.state, self.journal, self.seed = (
             config, roles, prompts, state, journal, seed,
         )  # fmt: skip
-        self.demonstrations, self.imitation = demonstrations, imitation
+        self.demonstrations, self.imitation, self.publishing = demonstrations, imitation, publishing
         self.stop, self.saved_step = stop or StopRequest(), state.step
         self.groups_per_batch = config.batch_size // config.samples_per_prompt
         dynamic = config.algorithm.dynamic_sampling
@@ -78,6 +81,8 @@ class PpoLoop:
             for task in (streaming, training):
                 task.cancel()
             await asyncio.gather(streaming, training, return_exceptions=True)
+            if self.publishing is not None:
+                await self.publishing.settle()
 
     async def stream_rollouts(self) -> None:
         """Prompts → rollouts → experience, as far ahead as admission allows."""
@@ -145,6 +150,7 @@ class PpoLoop:
             )
             with self.journal.timer("publication"):
                 await self.roles.pool.publish(self.state.step + 1, self.roles.policy)
+            offered = await self.offer(self.state.step + 1)
             services = await self.roles.service_metrics()
             # From here to the ledger's line nothing else runs: both know the same groups as given up.
             self.state = self.state.advance(
@@ -153,7 +159,8 @@ class PpoLoop:
             last = self.state.step == self.config.steps
             if not last:
                 await self.buffer.publish(self.state.step)
-            self.journal.record(self.state, experiences, prepared, policy_results, value_results, services | imitated)
+            beside = services | imitated | offered
+            self.journal.record(self.state, experiences, prepared, policy_results, value_results, beside)
             if last or self.state.step % self.config.checkpoint.every == 0:
                 await self.checkpoint()
 
@@ -171,6 +178,13 @@ class PpoLoop:
         with self.journal.timer("checkpoint"):
             await self.journal.checkpoint(self.state, self.roles, self.imitation)
         self.saved_step = self.state.step
+
+    async def offer(self, step: int) -> dict[str, float]:
+        """The policy of a step to an endpoint, if it is better; before rollouts of the next batch keep its workers busy."""
+        if self.publishing is None:
+            return {}
+        with self.journal.timer("evaluation"):
+            return await self.publishing.offer(step)
 
     async def judge(self, experiences: Sequence[Experience]) -> tuple[Sequence[Experience], Judgement | None]:
         """The batch with the discriminator's part of the reward, and what it said; as it is where there is none."""

@@ -6,6 +6,7 @@ comes from Serve's `user_config`, so it changes without a restart and every gate
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import time
@@ -18,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from ray import serve
 from ray.serve import Application
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
@@ -32,6 +33,8 @@ from rlhf_ray.serving.versions import Version, Versions, draw_of
 HEADER = "x-policy-version"
 REWARDS = "reward-model"
 """Names the application that scores answers."""
+START_S = 600.0
+"""Longest wait for an application that the gateway needs."""
 
 
 class Gateway(OpenAiIngress):
@@ -41,15 +44,17 @@ class Gateway(OpenAiIngress):
         super().__init__({}, {})
         self.config, self.keys = config, keys
         self.name, self.limits = config.name, config.limits
-        self.rewards = serve.get_app_handle(application(config.name, REWARDS)) if config.reward_model else None
+        self.rewards: DeploymentHandle | None = None
         self.versions: Versions | None = None
         self.began = int(time.time())
         self.answering: Counter[str] = Counter()
 
-    def reconfigure(self, versions: dict[str, Any]) -> None:
+    async def reconfigure(self, versions: dict[str, Any]) -> None:
         """Take over which versions there are. Serve calls it at the start and at every change, beside requests."""
         new = Versions.from_dict(versions)
-        handles = {version.name: engines_of(self.name, version).options(stream=True) for version in new.alive}
+        handles = {v.name: (await started(self.name, v.name)).options(stream=True) for v in new.alive}
+        if self.config.reward_model is not None and self.rewards is None:
+            self.rewards = await started(self.name, REWARDS)
         # Handles first: a request may see either state, and one that chose a version before it changed still finds it.
         self._configured_serve_handles = self._configured_serve_handles | handles
         self.versions = new
@@ -147,9 +152,20 @@ class Gateway(OpenAiIngress):
         return self._configured_serve_handles[model_id]
 
 
-def engines_of(endpoint: str, version: Version) -> DeploymentHandle:
-    """The version's replicas."""
-    return serve.get_app_handle(application(endpoint, version.name))
+async def started(endpoint: str, part: str) -> DeploymentHandle:
+    """A handle to one of an endpoint's applications. Those of a config file start all at once, so this one may come first.
+
+    Raises:
+        RayServeException: it did not come.
+    """
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return serve.get_app_handle(application(endpoint, part))
+        except RayServeException:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.5)
 
 
 def application(endpoint: str, part: str) -> str:

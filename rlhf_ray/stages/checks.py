@@ -68,6 +68,11 @@ def check_run(config: RunConfig) -> None:
         _resolve("evaluation.utility", config.evaluation.utility)
     if config.cluster.address is None and not ray.is_initialized():
         _check_machine(config)
+        if config.ppo.publishing is not None:
+            raise ConfigError(
+                "ppo.publishing gives policies to an endpoint of the run's cluster, and cluster.address is null: a cluster of "
+                "the run's own has none; set cluster.address (auto: the one on this machine), or submit the run"
+            )
 
 
 def _check_services(reward: RewardConfig) -> None:

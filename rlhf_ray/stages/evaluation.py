@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algorithms.comparison import win_rate
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.scoring import RewardFunctionSource
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
@@ -22,6 +24,7 @@ from rlhf_ray.driver.roles import Roles
 from rlhf_ray.scoring.answers import numbers
 from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.sources import FunctionReward
+from rlhf_ray.stages.datasets import SIMULATED_UTILITY
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
@@ -42,16 +45,20 @@ class Answers:
     """Mean over prompts of log π(answer) − log π_ref(answer), nats."""
 
 
+def utility_of(config: RunConfig) -> str | None:
+    """The function that knows the truth, where there is one."""
+    return config.evaluation.utility or (SIMULATED_UTILITY if config.data.simulate else None)
+
+
 async def answer(
-    roles: Roles, folder: str, version: int, prompts: Sequence[Prompt], tokenizer, utility: str | None
+    roles: Roles, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, utility: str | None
 ) -> Answers:
-    """Load a policy into the rollout workers, sample one answer to each prompt, and score them.
+    """Sample one answer to each prompt by the policy that the rollout workers have, and score them.
 
     Raises:
         RewardError, EnvironmentFailed: the utility or an environment failed; unlike a failing reward that leaves nothing to
             compare by.
     """
-    await roles.pool.load_folder(folder, version)
     requests = [RolloutRequest(prompt, 0, rollout_seed("evaluation", prompt.id, 0)) for prompt in prompts]
     rollouts = await roles.rollouts(requests)
     scores, references = await roles.score_all(rollouts)

@@ -22,6 +22,7 @@ from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.saving import replace_folder
 from rlhf_ray.stages.datasets import Split, fitting, prompt_limit
 from rlhf_ray.stages.demonstrations import encoded, to_learn_from, to_tell_apart
+from rlhf_ray.stages.publishing import publishing
 from rlhf_ray.telemetry.events import EventLog
 from rlhf_ray.telemetry.run_folder import RunFolder
 
@@ -71,8 +72,14 @@ async def run_ppo(
     digest = checkpoint.fingerprint(dump_config(config))
     resume_step = state.step if found else None
     keep = config.ppo.checkpoint.keep
+    offering = None
+    if config.ppo.publishing is not None:
+        held_out = fitting(encode_prompts(tokenizer, data.held_out, limit), "held-out prompts", limit, note)
+        offering = publishing(config, folder, roles, held_out, tokenizer, events)
+        await offering.begin(state.step)
     with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step) as journal:
-        await PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation, stop).run()
+        loop = PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation, stop, offering)
+        await loop.run()
     _publish_folder(folder, config.ppo.steps)
 
 

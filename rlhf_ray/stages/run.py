@@ -27,10 +27,11 @@ from rlhf_ray.placement import Placement, plan_placement
 from rlhf_ray.stages import evaluation, normalisation
 from rlhf_ray.stages.checks import check_run
 from rlhf_ray.stages.cluster import JOB, connect
-from rlhf_ray.stages.datasets import SIMULATED_UTILITY, Datasets, fitting, load_datasets, prompt_limit
+from rlhf_ray.stages.datasets import Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
 from rlhf_ray.stages.preliminary import base_model, run_sft
+from rlhf_ray.stages.publishing import check_endpoint
 from rlhf_ray.stages.reward_model import run_reward_model
 from rlhf_ray.telemetry.console import console
 from rlhf_ray.telemetry.events import EventLog, read_events
@@ -113,6 +114,8 @@ def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> R
         base = base_model(config, folder, data)
         watched = status_lines(folder) if JOB in os.environ else nullcontext()
         with connect(config.cluster, config.name), stop_on_sigterm() as stop, watched:
+            if "ppo" in due:
+                check_endpoint(config)
             current = Run(config, folder, events, data, base, stop)
             try:
                 _supervised_stages(current, due)
@@ -222,7 +225,6 @@ async def _evaluate(current: Run, roles: Roles) -> None:
     encoded = encode_prompts(tokenizer, current.data.prompts.held_out, limit)
     prompts = fitting(encoded, "held-out prompts", limit, current.note)
     prompts = prompts[: config.evaluation.prompts]
-    utility = config.evaluation.utility or (SIMULATED_UTILITY if config.data.simulate else None)
     policies = {"base": current.base, "sft": current.start, "ppo": str(folder.policy)}
     answers: dict[str, evaluation.Answers] = {}
     with (
@@ -231,7 +233,8 @@ async def _evaluate(current: Run, roles: Roles) -> None:
     ):
         for number, (name, path) in enumerate(policies.items(), start=1):
             if name != "ppo" or folder.policy.is_dir():
-                answers[name] = await evaluation.answer(roles, path, -number, prompts, tokenizer, utility)
+                await roles.pool.load_folder(path, -number)
+                answers[name] = await evaluation.answer(roles, prompts, tokenizer, evaluation.utility_of(config))
             progress.update(number)
     pairs = current.data.pairs.held_out if config.data.simulate else None
     accuracy, ceiling = evaluation.accuracy_of_reward_model(folder, pairs)

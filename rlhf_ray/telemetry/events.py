@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from rlhf_ray.telemetry.jsonl import Closing, JsonLines, read_jsonl
 
-EventKind = Literal["stage", "checkpoint", "publication", "join", "departure", "fault", "drop", "warning"]
-"""stage: one began or ended; publication: new weights reached the rollout workers; join, departure: a worker; fault:
-something failed and was dealt with; drop: data was left out, with the reason; warning: a person should look."""
+EventKind = Literal["stage", "checkpoint", "publication", "release", "join", "departure", "fault", "drop", "warning"]
+"""stage: one began or ended; publication: new weights reached the rollout workers; release: a version of the policy reached
+an endpoint; join, departure: a worker; fault: something failed and was dealt with; drop: data was left out, with the reason;
+warning: a person should look."""
 
 
 @dataclass(frozen=True)

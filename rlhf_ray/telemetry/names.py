@@ -91,6 +91,8 @@ _ROWS = (
         "nats",
         "largest |Δ log-probability| of a token, learner against rollout engine",
     ),
+    ("publishing/win_rate", "win rate", "%", "share of held-out prompts won against the policy that was published last"),
+    ("publishing/win_rate_low", "its lower end", "%", "lower end of the 95 % interval of that win rate"),
     ("staleness/mean", "mean", "updates", "mean age of the trained tokens' policy, in optimizer updates"),
     ("staleness/max", "max", "updates", "age of the oldest trained token's policy, in optimizer updates"),
     ("throughput/samples_per_s", "samples/s", "1/s", "responses trained per second of wall time"),

@@ -123,6 +123,11 @@ class RunFolder:
         return self.path / "policy"
 
     @property
+    def published(self) -> Path:
+        """Versions that the run gave to an endpoint, as long as they are served."""
+        return self.path / "published"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's log directory, one run per stage in it."""
         return self.path / "tensorboard"

@@ -11,13 +11,17 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from rlhf_ray.config import load_config
+from rlhf_ray.config.base import Section
 from rlhf_ray.placement import plan_placement
+from rlhf_ray.serving.declarative import EngineArguments, GatewayArguments, RewardArguments, serve_config
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
 SCHEMA = json.loads(Path(__file__).with_name("custom_resources.schema.json").read_text())
+KINDS: dict[str, type[Section]] = {"gateway": GatewayArguments, "engines": EngineArguments, "rewards": RewardArguments}
 DAPO = ROOT / "configs" / "dapo-70b-multinode.yaml"
 
 
@@ -29,8 +33,9 @@ def ray_clusters() -> Iterator[tuple[str, dict[str, Any]]]:
     """The cluster spec of every manifest that has one."""
     for path in KUBERAY:
         for document in documents(path):
-            if document["kind"] in ("RayCluster", "RayJob"):
-                yield path.name, document["spec"].get("rayClusterSpec", document["spec"])
+            if document["kind"] in ("RayCluster", "RayJob", "RayService"):
+                spec = document["spec"]
+                yield path.name, spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
 def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -46,6 +51,7 @@ def node_types(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 CLUSTERS = pytest.mark.parametrize(("name", "spec"), list(ray_clusters()))
+OF_RUNS = [(name, spec) for name, spec in ray_clusters() if name != "rayservice.yaml"]
 
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
@@ -91,7 +97,7 @@ def test_ray_is_of_the_pinned_version(name, spec):
     assert spec["rayVersion"] == pin
 
 
-@CLUSTERS
+@pytest.mark.parametrize(("name", "spec"), OF_RUNS)
 def test_the_autoscaler_reads_groups_by_role(name, spec):
     types = node_types(spec)
     assert types["headgroup"]["resources"]["CPU"] == 0, "actors would run beside the drivers"
@@ -126,7 +132,7 @@ def test_nodes_of_the_launcher_ask_for_the_token():
 
 @pytest.mark.parametrize(
     "types",
-    [*(pytest.param(node_types(spec), id=name) for name, spec in ray_clusters()),
+    [*(pytest.param(node_types(spec), id=name) for name, spec in OF_RUNS),
      pytest.param(aws()["available_node_types"], id="aws")],
 )  # fmt: skip
 def test_the_largest_config_fits_the_largest_cluster(types):
@@ -154,3 +160,43 @@ def test_the_image_has_the_pinned_libraries():
     asked = re.findall(r"([\w-]+)(?:\[[\w,]+\])?==([\d.]+)", (ROOT / "cluster" / "Dockerfile").read_text())
     assert {name for name, _ in asked} >= {"torch", "vllm", "ray", "deepspeed", "transformers", "peft"}
     assert all(pins[name] == version for name, version in asked), asked
+
+
+def served() -> tuple[ServeDeploySchema, dict[str, dict[str, Any]], dict[str, Any]]:
+    """What the RayService serves, as Ray Serve reads it; its applications' arguments by builder; and its cluster."""
+    (service,) = documents(ROOT / "cluster" / "kuberay" / "rayservice.yaml")
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    by_builder = {
+        app.import_path.removeprefix("rlhf_ray.serving.declarative:"): app.args for app in config.applications
+    }
+    return config, by_builder, service["spec"]["rayClusterConfig"]
+
+
+def test_the_service_serves_what_the_command_serves():
+    """The same applications, by name, route and arguments, as `rlhf-ray serve --dry-run` prints."""
+    config, arguments, _ = served()
+    gateway = GatewayArguments.model_validate(arguments["gateway"])
+    made = ServeDeploySchema.model_validate(serve_config(gateway.serving, gateway.versions))
+
+    def read(app: ServeApplicationSchema) -> tuple[str, str | None, str, Section]:
+        kind = KINDS[app.import_path.removeprefix("rlhf_ray.serving.declarative:")]
+        return app.name, app.route_prefix, app.import_path, kind.model_validate(app.args)
+
+    by_name = {app.name: read(app) for app in made.applications}
+    assert {app.name: read(app) for app in config.applications} == by_name
+    assert (config.http_options.port, config.http_options.host) == (made.http_options.port, made.http_options.host)
+
+
+def test_the_service_has_room_for_its_engines_and_reads_keys_from_a_secret():
+    _, arguments, cluster = served()
+    serving = GatewayArguments.model_validate(arguments["gateway"]).serving
+    types = node_types(cluster)
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    engine, scorer = serving.policy.workers, serving.rewards
+    nodes = types["engines"]
+    assert nodes["resources"]["GPU"] >= engine.gpus and nodes["resources"]["CPU"] >= engine.cpus
+    assert nodes["max_workers"] * nodes["resources"]["GPU"] >= serving.replicas.maximum * engine.gpus
+    assert types["gateways"]["resources"]["CPU"] >= scorer.cpus * scorer.count + 0.1 * serving.gateways
+    for pod in pods(cluster):
+        (secret,) = (e for e in pod["containers"][0]["env"] if e["name"] == serving.keys_env)
+        assert "value" not in secret and secret["valueFrom"]["secretKeyRef"]["key"] == serving.keys_env

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_ray.config import parse_config
 from rlhf_ray.config.loading import load_serving
 from rlhf_ray.models.loading import load_scalar_model
 from rlhf_ray.scoring.http_reward import scores_of
@@ -21,6 +23,9 @@ from rlhf_ray.serving.endpoint import Endpoint, NoEndpoint
 from rlhf_ray.serving.gateway import HEADER
 from rlhf_ray.serving.keys import digest
 from rlhf_ray.serving.versions import Version, Versions
+from rlhf_ray.stages.run import run
+from rlhf_ray.telemetry.events import read_events
+from rlhf_ray.telemetry.metrics import read_metrics
 
 KEY = "a-key-of-the-test-suite"
 CHAT = [{"role": "user", "content": "Hello, where is my order 1234?"}]
@@ -217,3 +222,48 @@ def test_versions_change_and_no_request_is_lost(endpoint, url, client, tiny_mode
         [client.chat.completions.create(model="test-policy", messages=CHAT, user="u").model for _ in range(5)]
     )
     assert one.tolist() == ["first"]
+
+
+def run_that_publishes(name: str, endpoint: str, folder: Path, model: Path):
+    """Two steps, each of which is better than nothing, the bar that is set here."""
+    prompts = folder / "prompts.jsonl"
+    asked = [[{"role": "user", "content": f"Where is order {number}?"}] for number in range(32)]
+    prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
+    reward = {"model": None, "functions": [{"name": "long", "function": "statistics_of_the_test:length"}]}
+    (folder / "statistics_of_the_test.py").write_text(
+        "def length(prompts, responses, metadata):\n    return [float(len(response)) for response in responses]\n"
+    )
+    workers = {"cpus": 0.1}
+    return parse_config(
+        {
+            "name": name,
+            "folder": str(folder),
+            "stages": ["ppo"],
+            "model": {"path": str(model)},
+            "data": {"prompts": {"location": str(prompts)}, "held_out_fraction": 0.3, "max_prompt_tokens": 64},
+            "ppo": {
+                "steps": 2,
+                "batch_size": 8,
+                "samples_per_prompt": 2,
+                "algorithm": {"advantage": "rloo", "kl": {"placement": "none"}},
+                "rollout": {"workers": workers, "kv_cache_gb": 0.05, "sampling": {"max_new_tokens": 16}},
+                "policy": {"workers": workers},
+                "reward": reward | {"workers": workers | {"env": {"PYTHONPATH": str(folder)}}},
+                "publishing": {"endpoint": endpoint, "every": 2, "prompts": 8, "better_than": 0.0},
+            },
+        }
+    )
+
+
+def test_a_run_publishes_by_itself(endpoint, client, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(NoEndpoint, match="no endpoint 'another'"):
+        run(run_that_publishes("lost", "another", tmp_path, tiny_model))
+    folder = run(run_that_publishes("self-published", "test-policy", tmp_path, tiny_model))
+    releases = [event for event in read_events(folder.events) if event.kind == "release"]
+    assert [event.fields["step"] for event in releases] == [2]
+    first, second = read_metrics(folder.metrics)
+    assert "publishing/win_rate" not in first and 0 < second["publishing/win_rate_low"] < second["publishing/win_rate"]
+    answer = client.chat.completions.create(model="test-policy", messages=CHAT, temperature=0, max_tokens=8)
+    assert answer.model == "self-published-2"
+    assert Endpoint.attach("test-policy").versions.stable.folder == str(folder.published / "step_2")

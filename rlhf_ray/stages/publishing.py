@@ -1,0 +1,58 @@
+"""From a run to the endpoint that it publishes to: how candidates are examined, and how the endpoint takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.driver.publishing import Candidate, NotDeployed, Publishing
+from rlhf_ray.driver.roles import Roles
+from rlhf_ray.stages.evaluation import answer, utility_of
+from rlhf_ray.telemetry.events import EventLog
+from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.types import Prompt
+
+
+def check_endpoint(config: RunConfig) -> None:
+    """That the endpoint is there, on the cluster that this process is connected to.
+
+    Raises:
+        NoEndpoint: it is not.
+    """
+    if config.ppo.publishing is not None:
+        from rlhf_ray.serving.endpoint import gateway_of
+
+        gateway_of(config.ppo.publishing.endpoint)
+
+
+def publishing(
+    config: RunConfig,
+    folder: RunFolder,
+    roles: Roles,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    events: EventLog,
+) -> Publishing:
+    """What a run's `ppo.publishing` asks for; `prompts` are held out."""
+    utility = utility_of(config)
+
+    async def examine(step: int) -> Candidate:
+        answers = await answer(roles, prompts[: config.ppo.publishing.prompts], tokenizer, utility)
+        values = answers.rewards if answers.utilities is None else answers.utilities
+        return Candidate(step, values.tolist(), answers.kl)
+
+    def deploy(step: int, version_folder: Path, share: float) -> list[str]:
+        from rlhf_ray.serving.endpoint import Endpoint, NotStarted
+        from rlhf_ray.serving.versions import Version
+
+        version = Version(f"{config.name}-{step}", str(version_folder))
+        try:
+            versions = Endpoint.attach(config.ppo.publishing.endpoint).publish(version, share)
+        except (NotStarted, TimeoutError) as error:
+            raise NotDeployed(str(error)) from error
+        return [version.folder for version in versions.alive]
+
+    return Publishing(config.ppo.publishing, folder.published, examine, roles.policy.save_pretrained, deploy, events)
