@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from rlhf_ray.cli import data, export, jobs, run, serve
+from rlhf_ray.cli import data, export, jobs, run, serve, watch
 from rlhf_ray.cli.app import app
 from rlhf_ray.driver.stopping import EXIT_STATUS, RunStopped
 from rlhf_ray.errors import InputError
 
-__all__ = ["app", "data", "export", "jobs", "main", "run", "serve"]
+__all__ = ["app", "data", "export", "jobs", "main", "run", "serve", "watch"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`rlhf-ray run`, a command for each of its stages, and `rlhf-ray report`."""
+"""`rlhf-ray run`, and a command for each of its stages."""
 
 from __future__ import annotations
 
@@ -55,17 +55,6 @@ def ppo(config: Config, overrides: Overrides = None, dry_run: DryRun = False) ->
 def evaluate(config: Config, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Only the comparison of the policies that a config's run has."""
     _do(_for_stage(config, overrides, "evaluation"), "evaluation", False, False, dry_run)
-
-
-@app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run's folder")]) -> None:
-    """Write a run's report.html again."""
-    from rlhf_ray.telemetry.report import write_report
-    from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderError
-
-    if not RunFolder(folder).holds_run:
-        raise RunFolderError(f"{folder} is not a run's folder; expected one with a config.yaml")
-    print(write_report(RunFolder(folder)))
 
 
 def _for_stage(path: Path, overrides: list[str] | None, stage: Stage) -> RunConfig:

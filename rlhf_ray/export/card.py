@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from rlhf_ray.telemetry.report.content import Content, read_content
+from rlhf_ray.telemetry.report.content import Content
+from rlhf_ray.telemetry.report.reader import read_content
 from rlhf_ray.telemetry.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -45,7 +46,7 @@ def model_card(folder: RunFolder, what: str) -> ModelCard:
         what=what,
         stages=config.get("stages", []),
         sources=dict(sources(config)),
-        steps=run.stages["ppo"][-1]["step"] if run.stages["ppo"] else None,
+        steps=run.stages["ppo"].last_step,
         evaluation=run.evaluation if what == "policy" else None,
         quality=run.reward_quality if what == "reward_model" else None,
         limits=list(limits(run, what)),

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_ray.telemetry.jsonl import Closing, JsonLines, read_jsonl
+from rlhf_ray.telemetry.prometheus import EventCounter
 
-EventKind = Literal["stage", "checkpoint", "publication", "release", "join", "departure", "fault", "drop", "warning"]
+EventKind = Literal[
+    "stage", "checkpoint", "publication", "release", "join", "departure", "fault", "drop", "warning", "alert"
+]  # fmt: skip
 """stage: one began or ended; publication: new weights reached the rollout workers; release: a version of the policy reached
 an endpoint; join, departure: a worker; fault: something failed and was dealt with; drop: data was left out, with the reason;
-warning: a person should look."""
+warning: a person should look; alert: a figure of the training is not as it should be, or is so again."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,16 @@ class Event:
 
 
 class EventLog(Closing):
-    """The run's events.jsonl, written by the driver alone."""
+    """The run's events.jsonl, written by the driver alone; counted for Prometheus under the name of its folder."""
 
     def __init__(self, path: str | Path) -> None:
         self._lines = JsonLines(path, keep_until_step=None)
+        self._counter = EventCounter(Path(path).absolute().parent.name)
 
     def emit(self, kind: EventKind, message: str, **fields: Any) -> None:
         """Append one event. Fields are JSON values; raises TypeError or ValueError where one is not, NaN included."""
         self._lines.append({"time": round(time.time(), 3), "kind": kind, "message": message, "fields": fields})
+        self._counter.count(kind)
 
     def close(self) -> None:
         """Sync and close."""

@@ -29,7 +29,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield _parse(line, path, number)
+            yield parse_line(line, path, number)
 
 
 def last_record(path: str | Path, block: int = 1 << 16) -> dict[str, Any] | None:
@@ -45,7 +45,7 @@ def last_record(path: str | Path, block: int = 1 << 16) -> dict[str, Any] | None
             position, tail = start, file.read(position - start) + tail
             whole = tail[: tail.rfind(b"\n") + 1]
             if whole and (position == 0 or whole.count(b"\n") > 1):
-                return _parse(whole.splitlines()[-1], path, -1)
+                return parse_line(whole.splitlines()[-1], path, -1)
     return None
 
 
@@ -110,7 +110,7 @@ def _cut(path: Path, keep_until_step: int | None) -> dict[str, Any] | None:
     data = path.read_bytes()
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         if line.endswith(b"\n"):
-            record = _parse(line, path, number)
+            record = parse_line(line, path, number)
             if keep_until_step is None or record.get("step", 0) <= keep_until_step:
                 kept.append(line)
                 last = record
@@ -119,7 +119,8 @@ def _cut(path: Path, keep_until_step: int | None) -> dict[str, Any] | None:
     return last
 
 
-def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """The record of one line. Raises ValueError naming file and line where it holds none."""
     try:
         record = json.loads(line)
     except ValueError as error:

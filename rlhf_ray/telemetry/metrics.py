@@ -13,12 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
 from rlhf_ray.telemetry.jsonl import Closing, JsonLines, finite_or_none, read_jsonl
-from rlhf_ray.telemetry.names import describe, gauge_name
+from rlhf_ray.telemetry.prometheus import StepGauges
 from rlhf_ray.telemetry.run_folder import RunFolder
 
 
@@ -39,10 +37,10 @@ class MetricsLog(Closing):
         self._tensorboard = SummaryWriter(
             str(folder.tensorboard / stage), purge_step=0 if resume_step is None else resume_step + 1
         )
-        self._gauges = _RayGauges(folder.name, stage)
+        self._gauges = StepGauges(folder.name, stage)
 
-    def log(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
-        """Record the figures of one step; None and figures that are not finite become null.
+    def log(self, step: int, metrics: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
+        """Record the figures of one step; None and figures that are not finite become null. Returns the record.
 
         Raises ValueError where the step is not above the last one, or a name is `step` or `timestamp`, which the record
         uses itself; TypeError, naming the metric, where a value is no number.
@@ -55,12 +53,14 @@ class MetricsLog(Closing):
         if reserved := {"step", "timestamp"} & metrics.keys():
             raise ValueError(f"{min(reserved)!r} is not a metric's name: every record has that field of its own.")
         figures = {name: _number(name, value) for name, value in metrics.items()}
-        self._lines.append({"step": step, "timestamp": round(time.time(), 3), **figures})
+        record = {"step": step, "timestamp": round(time.time(), 3), **figures}
+        self._lines.append(record)
         self._last_step = step
         for name, value in figures.items():
             if value is not None:
                 self._tensorboard.add_scalar(name, value, step)
         self._gauges.set(figures)
+        return record
 
     def sync(self) -> None:
         """Wait until every record is on the disk: before a checkpoint is declared whole, so that it knows no lost
@@ -72,28 +72,6 @@ class MetricsLog(Closing):
         """Sync and close."""
         self._lines.close()
         self._tensorboard.close()
-
-
-class _RayGauges:
-    """The latest finite figures for Prometheus, through Ray's agent; nothing where Ray does not run in this process."""
-
-    def __init__(self, run: str, stage: str) -> None:
-        self._tags = {"run": run, "stage": stage}
-        self._gauges: dict[str, Gauge] = {}
-
-    def set(self, figures: Mapping[str, float | int | None]) -> None:
-        if not ray.is_initialized():
-            return
-        for name, value in figures.items():
-            if value is None:
-                continue
-            if name not in self._gauges:
-                # Ray's exporter takes ASCII only.
-                description = (
-                    describe(name).description.replace("Δ", "difference of").encode("ascii", "ignore").decode()
-                )
-                self._gauges[name] = Gauge(gauge_name(name), description, tag_keys=tuple(self._tags))
-            self._gauges[name].set(value, self._tags)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

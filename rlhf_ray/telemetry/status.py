@@ -21,7 +21,7 @@ from rlhf_ray.telemetry.run_folder import RunFolder
 
 MARK = "::rlhf-ray-status "
 """Begins a line for programs in a job's log."""
-_STAGE = re.compile(r"(?P<stage>\w+) (?:begins|ends)")
+_STAGE = re.compile(r"(?P<stage>\w+) (?P<what>begins|ends)")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class RunStatus:
     throughput: float | None = None
     """Tokens per second."""
     faults: int = 0
+    ended: bool = False
+    """Whether the last stage of its config has ended."""
 
     def line(self) -> str:
         """For a log."""
@@ -52,8 +54,8 @@ class RunStatus:
 def read_status(folder: RunFolder) -> RunStatus:
     """Of a run's folder, whether it runs or not."""
     events = read_events(folder.events)
-    stages = [match["stage"] for event in events if (match := _STAGE.fullmatch(event.message))]
-    stage = stages[-1] if stages else None
+    turns = [match for event in events if (match := _STAGE.fullmatch(event.message))]
+    stage = turns[-1]["stage"] if turns else None
     supervised = stage in ("sft", "reward_model")
     if supervised:
         members = [path for path in folder.path.glob(f"{stage}*/metrics.jsonl")]
@@ -72,6 +74,7 @@ def read_status(folder: RunFolder) -> RunStatus:
         loss=last.get("loss"),
         throughput=last.get("throughput/tokens_per_s"),
         faults=sum(event.kind == "fault" for event in events),
+        ended=stage is not None and turns[-1]["what"] == "ends" and stage in config.get("stages", [])[-1:],
     )
 
 

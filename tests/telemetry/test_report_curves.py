@@ -7,10 +7,11 @@ import pytest
 
 from rlhf_ray.telemetry.report.curves import MAX_POINTS, curve, stacked, windows
 from rlhf_ray.telemetry.report.figures import compact, duration, figure, ticks
+from rlhf_ray.telemetry.report.table import Table
 
 
 def records(values):
-    return [{"step": step, "x": value} for step, value in enumerate(values, start=1)]
+    return Table.of({"step": step, "x": value} for step, value in enumerate(values, start=1))
 
 
 def test_short_curve_is_the_records_themselves():
@@ -44,7 +45,7 @@ def test_smoothing_of_a_straight_line_is_the_line():
 
 
 def test_missing_phase_counts_as_nothing_in_the_stack():
-    steps, layers = stacked([{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0, "b": 5.0}], ["a", "b"])
+    steps, layers = stacked(Table.of([{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0, "b": 5.0}]), ["a", "b"])
     np.testing.assert_array_equal(steps, [1, 2])
     np.testing.assert_array_equal(layers, [[1.0, 2.0], [0.0, 5.0]])
 

@@ -1,6 +1,7 @@
-"""The report of a run: one self-contained page for people, readable in light and dark, on paper, and from an
-archive."""
+"""The report of a run, or of several side by side: one self-contained page for people, readable in light and dark, on
+paper, and from an archive."""
 
+from rlhf_ray.telemetry.report.comparison import write_comparison
 from rlhf_ray.telemetry.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]

@@ -1,4 +1,4 @@
-"""Which charts a report has: from the records of the stages to drawn cards, in the order in which a person asks.
+"""From the metrics of runs to drawn cards: the charts of one run, or the same charts with a line for each of several.
 
 Invariant: a chart whose figures were never recorded is left out and its title is listed, so that nothing is missing
 silently.
@@ -6,9 +6,8 @@ silently.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -16,9 +15,10 @@ from markupsafe import Markup
 from rlhf_ray.telemetry.names import describe
 from rlhf_ray.telemetry.report.curves import curve, stacked
 from rlhf_ray.telemetry.report.figures import figure
+from rlhf_ray.telemetry.report.plans import PPO, REWARD_MODEL, SFT, TIME, Plan, Question
 from rlhf_ray.telemetry.report.svg import Line, line_chart, stacked_chart
+from rlhf_ray.telemetry.report.table import Table
 
-Records = Sequence[dict[str, Any]]
 SERIES_COLOURS = 8
 """How many `--series-N` the style sheet has."""
 
@@ -55,96 +55,97 @@ class Section:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    title: str
-    names: tuple[str, ...]
-    """Metrics; one that ends in `*` stands for all names with that beginning."""
+class _Source:
+    """Where a line comes from."""
+
+    label: str
+    table: Table
+    name: str
+    """Of the metric."""
+    colour: int
 
 
-_PPO = (
-    ("What it learns", "What the policy is paid for, and how far it moves away from where it began.", (
-        _Plan("Reward", ("reward/mean", "reward/shaped_mean")),
-        _Plan("KL to the reference", ("kl/sequence",)),
-        _Plan("KL coefficient", ("kl/coefficient",)),
-        _Plan("Response length", ("response/length_mean", "response/length_max")),
-        _Plan("Responses that end themselves", ("response/eos_rate",)),
-        _Plan("Entropy", ("policy/entropy",)),
-        _Plan("Reward by source", ("reward/part/*",)),
-        _Plan("Discriminator: told apart", ("discriminator/accuracy", "discriminator/accuracy_demonstrations")),
-        _Plan("Discriminator: score gap", ("discriminator/score_gap",)),
-    )),
-    ("How it learns", "Whether the updates are sound: small steps, a critic that explains, gradients in bounds.", (
-        _Plan("Policy loss", ("policy/loss",)),
-        _Plan("Value loss", ("value/loss",)),
-        _Plan("Clip fraction", ("policy/clip_fraction", "value/clip_fraction")),
-        _Plan("KL of an update", ("policy/approx_kl",)),
-        _Plan("Value: explained variance", ("value/explained_variance",)),
-        _Plan("Values and returns", ("value/mean", "return/mean")),
-        _Plan("Probability ratio", ("policy/ratio_mean", "policy/ratio_max")),
-        _Plan("Gradient norm", ("policy/grad_norm", "value/grad_norm")),
-        _Plan("Learning rate", ("policy/learning_rate", "value/learning_rate")),
-    )),
-    ("How it runs", "Whether engine and learner agree, and where the time goes.", (
-        _Plan("Engine against learner, |Δ logp|", ("engine/logprob_difference_mean", "engine/logprob_difference_max")),
-        _Plan("Staleness", ("staleness/mean", "staleness/max")),
-        _Plan("Samples per second", ("throughput/samples_per_s",)),
-        _Plan("Tokens per second", ("throughput/*",)),
-        _Plan("Idle share", ("idle/*",)),
-    )),
-)  # fmt: skip
-_SFT = ("Fine-tuning", "The base model learns to answer from demonstrations.", (
-    _Plan("Loss", ("loss", "heldout/loss")),
-    _Plan("Learning rate", ("learning_rate",)),
-    _Plan("Gradient norm", ("grad_norm",)),
-))  # fmt: skip
-_REWARD_MODEL = ("Reward model", "A model learns from choices between answers which one people prefer.", (
-    _Plan("Loss", ("loss", "heldout/loss")),
-    _Plan("Pairs ordered rightly", ("accuracy", "heldout/accuracy")),
-    _Plan("Learning rate", ("learning_rate",)),
-))  # fmt: skip
-
-
-def ppo_sections(records: Records) -> list[Section]:
+def ppo_sections(table: Table) -> list[Section]:
     """The charts of PPO. The last section begins with the time per phase."""
-    sections = [_section(records, *plan) for plan in _PPO]
-    if phases := _time_card(records):
+    sections = [_section(table, question) for question in PPO]
+    if phases := _time_card(table):
         sections[-1] = Section(
             sections[-1].title, sections[-1].lead, (phases, *sections[-1].cards), sections[-1].absent
         )
     return sections
 
 
-def stage_sections(sft: Records, reward_model: Records) -> list[Section]:
+def stage_sections(sft: Table, reward_model: Table) -> list[Section]:
     """The charts of the stages before PPO; none for a stage that recorded nothing."""
-    return [_section(records, *plan) for records, plan in ((sft, _SFT), (reward_model, _REWARD_MODEL)) if records]
+    return [_section(table, question) for table, question in ((sft, SFT), (reward_model, REWARD_MODEL)) if len(table)]
 
 
-def _section(records: Records, title: str, lead: str, plans: Sequence[_Plan]) -> Section:
-    cards = [(plan.title, _card(records, plan)) for plan in plans]
-    return Section(
-        title=title,
-        lead=lead,
-        cards=tuple(card for _, card in cards if card is not None),
-        absent=tuple(title for title, card in cards if card is None),
-    )
+def compared_sections(stages: Mapping[str, Mapping[str, Table]]) -> list[Section]:
+    """The same charts of several runs, a line for each and a chart for each figure; none for a stage that no run recorded.
+
+    Args:
+        stages: stage -> label of the run -> its metrics; the order of the runs is that of their colours.
+    """
+    questions = [*(("ppo", question) for question in (*PPO, TIME)), ("sft", SFT), ("reward_model", REWARD_MODEL)]
+    return [
+        _compared_section(stages[stage], question)
+        for stage, question in questions
+        if any(len(table) for table in stages[stage].values())
+    ]
 
 
-def _card(records: Records, plan: _Plan) -> Card | None:
-    names = [name for pattern in plan.names for name in _expand(records, pattern)]
-    curves = [(describe(name), found) for name in names[:SERIES_COLOURS] if (found := curve(records, name))]
-    if not curves:
+def _section(table: Table, question: Question) -> Section:
+    title, lead, plans = question
+    cards = [(plan.title, _line_card(plan.title, _lines_of_run(table, plan))) for plan in plans]
+    return Section(title, lead, *_split(cards))
+
+
+def _compared_section(runs: Mapping[str, Table], question: Question) -> Section:
+    title, lead, plans = question
+    cards: list[tuple[str, Card | None]] = []
+    for plan in plans:
+        names = list(dict.fromkeys(name for table in runs.values() for name in _expand(table, plan)))
+        for name in names:
+            part = plan.title if len(names) == 1 else f"{plan.title}: {describe(name).label}"
+            lines = [_Source(label, table, name, at) for at, (label, table) in enumerate(runs.items(), start=1)]
+            cards.append((part, _line_card(part, lines)))
+        if not names:
+            cards.append((plan.title, None))
+    return Section(title, lead, *_split(cards))
+
+
+def _split(cards: Sequence[tuple[str, Card | None]]) -> tuple[tuple[Card, ...], tuple[str, ...]]:
+    drawn = tuple(card for _, card in cards if card is not None)
+    return drawn, tuple(title for title, card in cards if card is None)
+
+
+def _lines_of_run(table: Table, plan: Plan) -> list[_Source]:
+    known = [name for name in _expand(table, plan) if np.isfinite(table.column(name)[1]).any()][:SERIES_COLOURS]
+    return [_Source(describe(name).label, table, name, colour) for colour, name in enumerate(known, start=1)]
+
+
+def _expand(table: Table, plan: Plan) -> list[str]:
+    """The metrics that a plan stands for."""
+    found: list[str] = []
+    for pattern in plan.names:
+        beginning = pattern.removesuffix("*")
+        found += [name for name in table.names if name.startswith(beginning)] if beginning != pattern else [pattern]
+    return [name for name in found if name not in plan.without]
+
+
+def _line_card(title: str, sources: Sequence[_Source]) -> Card | None:
+    drawn = [(source, found) for source in sources if (found := curve(source.table, source.name)) is not None]
+    if not drawn:
         return None
-    unit = curves[0][0].unit
-    lines = [Line(metric.label, found, colour) for colour, (metric, found) in enumerate(curves, start=1)]
-    lost = sum(found.not_finite for _, found in curves)
+    metrics = [describe(source.name) for source, _ in drawn]
     return Card(
-        title=plan.title,
-        svg=line_chart(plan.title, lines, unit),
+        title=title,
+        svg=line_chart(title, [Line(source.label, found, source.colour) for source, found in drawn], metrics[0].unit),
         keys=tuple(
-            Key(metric.label, figure(found.last, metric.unit), colour, metric.description)
-            for colour, (metric, found) in enumerate(curves, start=1)
+            Key(source.label, figure(found.last, metric.unit), source.colour, metric.description)
+            for (source, found), metric in zip(drawn, metrics, strict=True)
         ),
-        note=_lost(lost),
+        note=_lost(sum(found.not_finite for _, found in drawn)),
     )
 
 
@@ -156,37 +157,21 @@ def _lost(count: int) -> str:
     )
 
 
-def _expand(records: Records, pattern: str) -> list[str]:
-    """The names that a plan's entry stands for, in the order of their appearance."""
-    if not pattern.endswith("*"):
-        return [pattern]
-    beginning = pattern[:-1]
-    found = dict.fromkeys(name for record in _ends(records) for name in record if name.startswith(beginning))
-    return [name for name in found if name != "throughput/samples_per_s"]
-
-
-def _time_card(records: Records) -> Card | None:
+def _time_card(table: Table) -> Card | None:
     """Phases stacked in the order of their share, the longest at the bottom."""
-    found = dict.fromkeys(name for record in _ends(records) for name in record if name.startswith("time/"))
-    phases = [name for name in found if name != "time/step_s"]
+    phases = [name for name in table.names if name.startswith("time/") and name != "time/step_s"]
     if not phases:
         return None
-    steps, layers = stacked(records, [*phases, "time/step_s"])
+    steps, layers = stacked(table, [*phases, "time/step_s"])
     total = layers[-1]
     order = np.argsort(-layers[:-1].sum(axis=1), kind="stable")[:SERIES_COLOURS]
     metrics = [describe(phases[index]) for index in order]
-    last = records[-1]
     return Card(
         title="Time per step",
         svg=stacked_chart("Time per step", steps, [metric.label for metric in metrics], layers[order], total),
         keys=tuple(
-            Key(metric.label, figure(last.get(metric.name), "s"), colour, metric.description)
+            Key(metric.label, figure(table.last(metric.name), "s"), colour, metric.description)
             for colour, metric in enumerate(metrics, start=1)
         ),
         note="Dotted: the whole step. Phases that overlap reach above it.",
     )
-
-
-def _ends(records: Records) -> Records:
-    """The records in which names are looked up: the first and the last hundred, as runs do not rename their figures."""
-    return records if len(records) <= 200 else [*records[:100], *records[-100:]]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from rlhf_ray.telemetry.report.table import Table
 
 MAX_POINTS = 240
 RAW_POINTS = 80
@@ -31,13 +32,13 @@ class Curve:
     """Records whose value was null: it had been NaN or infinite, or could not be measured."""
 
 
-def curve(records: Sequence[dict[str, Any]], name: str) -> Curve | None:
+def curve(table: Table, name: str) -> Curve | None:
     """The curve of one figure; None where no record has a value of it."""
-    recorded = [(record["step"], record[name]) for record in records if name in record]
-    known = [(step, value) for step, value in recorded if value is not None]
-    if not known:
+    rows, recorded = table.column(name)
+    known = np.isfinite(recorded)
+    if not known.any():
         return None
-    steps, values = np.array(known, dtype=np.float64).T
+    steps, values = table.steps[rows[known]].astype(np.float64), recorded[known]
     centres, starts, ends = windows(len(values))
     return Curve(
         steps=steps[centres],
@@ -45,17 +46,20 @@ def curve(records: Sequence[dict[str, Any]], name: str) -> Curve | None:
         low=np.array([values[start:end].min() for start, end in zip(starts, ends, strict=True)]),
         high=np.array([values[start:end].max() for start, end in zip(starts, ends, strict=True)]),
         last=float(values[-1]),
-        not_finite=len(recorded) - len(known),
+        not_finite=len(recorded) - len(values),
     )
 
 
-def stacked(records: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def stacked(table: Table, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Window means of several figures on common steps: steps [M] and means [len(names), M]. A missing value counts as
     0."""
-    values = np.array([[record.get(name) or 0.0 for name in names] for record in records], dtype=np.float64)
-    centres, starts, ends = windows(len(records))
-    means = np.array([values[start:end].mean(axis=0) for start, end in zip(starts, ends, strict=True)])
-    return np.array([records[centre]["step"] for centre in centres], dtype=np.float64), means.T
+    values = np.zeros((len(names), len(table)))
+    for row, name in zip(values, names, strict=True):
+        rows, recorded = table.column(name)
+        row[rows] = np.nan_to_num(recorded)
+    centres, starts, ends = windows(len(table))
+    means = [values[:, start:end].mean(axis=1) for start, end in zip(starts, ends, strict=True)]
+    return table.steps[centres].astype(np.float64), np.array(means).T
 
 
 def windows(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,44 +6,56 @@ model, a person or a file said is escaped by the template engine; the same folde
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from rlhf_ray.telemetry.report.charts import ppo_sections, stage_sections
-from rlhf_ray.telemetry.report.content import ROUTINE_EVENTS, Content, read_content
-from rlhf_ray.telemetry.report.figures import duration, figure
+from rlhf_ray.telemetry.report.content import MAX_ANSWERS, ROUTINE_EVENTS, Answers, Content
+from rlhf_ray.telemetry.report.figures import clock, duration
 from rlhf_ray.telemetry.report.headlines import POLICY_NAMES, headlines
 from rlhf_ray.telemetry.report.quality import quality_section
+from rlhf_ray.telemetry.report.reader import read_content
+from rlhf_ray.telemetry.report.shell import REPORT, Shell, fill
 from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
 
-_FOLDER = Path(__file__).parent
+
+@dataclass(frozen=True)
+class Shown:
+    """One answer on the page."""
+
+    label: str
+    colour: str
+    """Name of a colour of the style sheet."""
+    text: str
+    reward: float | None
+    utility: float | None
 
 
-def write_report(folder: RunFolder) -> Path:
-    """Write `report.html` from whatever the run's folder holds so far, replacing an older one; returns its path.
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and its answers."""
+
+    prompt: tuple[object, ...]
+    answers: tuple[Shown, ...]
+
+
+def write_report(folder: RunFolder, path: Path | None = None) -> Path:
+    """Write `report.html`, or `path`, from whatever the run's folder holds so far, replacing an older one; returns its
+    path.
 
     Raises ValueError, naming file and line, where a file of the run is damaged.
     """
-    atomic_write(folder.report, render(read_content(folder)))
-    return folder.report
+    path = folder.report if path is None else path.absolute()
+    atomic_write(path, render(read_content(folder)))
+    return path
 
 
-def render(content: Content) -> str:
+def render(content: Content, shell: Shell = REPORT) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": figure, "clock": _clock}
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html.jinja").render(
+    return fill(
+        "report.html.jinja",
+        shell,
         run=content,
         facts=_facts(content),
         headlines=headlines(content.evaluation),
@@ -52,27 +64,31 @@ def render(content: Content) -> str:
             *stage_sections(content.stages["sft"], content.stages["reward_model"]),
             *quality_section(content.reward_quality),
         ],
-        policy_names=POLICY_NAMES,
+        answers=[_answered(item) for item in islice(content.answers, MAX_ANSWERS)],
         routine_events=sorted(ROUTINE_EVENTS & content.event_counts.keys()),
-        style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def shown(item: Answers, policy: str, label: str, colour: str) -> Shown:
+    """What one policy answered."""
+    return Shown(label, colour, item.answers[policy], item.rewards.get(policy), item.utility.get(policy))
+
+
+def _answered(item: Answers) -> Answered:
+    policies = [(policy, POLICY_NAMES.get(policy, policy)) for policy in item.answers]
+    return Answered(
+        item.prompt,
+        tuple(shown(item, policy, label, policy if policy in POLICY_NAMES else "base") for policy, label in policies),
     )
 
 
 def _facts(content: Content) -> list[str]:
     """What the line under the run's name says."""
-    records = content.stages["ppo"]
-    if not records:
+    ppo = content.stages["ppo"]
+    if ppo.last_step is None:
         return ["PPO has not recorded a step yet"]
-    steps = records[-1]["step"]
-    facts = [f"{steps:,} PPO step{'s' if steps != 1 else ''}"]
-    if len(records) > 1:
-        facts.append(f"in {duration(records[-1]['timestamp'] - records[0]['timestamp'])}")
-    facts.append(f"last on {_clock(records[-1]['timestamp'])}")
+    facts = [f"{ppo.last_step:,} PPO step{'s' if ppo.last_step != 1 else ''}"]
+    if ppo.began is not None and ppo.ended is not None:
+        facts += [f"in {duration(ppo.ended - ppo.began)}"] if len(ppo) > 1 else []
+        facts.append(f"last on {clock(ppo.ended)}")
     return facts
-
-
-def _clock(seconds: float) -> str:
-    """Seconds since the epoch as date and time, UTC."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

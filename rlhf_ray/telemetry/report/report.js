@@ -62,4 +62,8 @@ function attach(svg) {
   });
 }
 
-document.querySelectorAll("svg.chart").forEach(attach);
+function attachAll(root) {
+  root.querySelectorAll("svg.chart").forEach(attach);
+}
+
+attachAll(document);
