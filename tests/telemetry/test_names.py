@@ -1,0 +1,57 @@
+"""Every figure that this package records stands in the catalogue, and the page about it is the catalogue."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.scoring.usage import Usage
+from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
+from rlhf_ray.telemetry.metric_table import metric_table
+from rlhf_ray.telemetry.names import FAMILIES, METRICS, exported_name, known
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_is_what_the_catalogue_says():
+    """Otherwise: python -m rlhf_ray.telemetry.metric_table > docs/metrics.md"""
+    assert (ROOT / "docs" / "metrics.md").read_text() == metric_table()
+
+
+def test_names_that_stand_in_the_code_are_in_the_catalogue():
+    """Literals of the form subject/figure whose subject is one of the catalogue's."""
+    subjects = {name.partition("/")[0] for name in METRICS if "/" in name} | {"service", "time", "idle"}
+    literal = re.compile(rf'f?"((?:{"|".join(sorted(subjects))})/[a-z0-9_/{{}}.]+)"')
+    found = {
+        (path.name, name)
+        for path in (ROOT / "rlhf_ray").rglob("*.py")
+        for name in literal.findall(path.read_text())
+        if path.name not in ("names.py", "plans.py")
+    }
+    assert len(found) > 50, "the expression finds none"
+    assert not {place for place in found if known(re.sub(r"\{.*?\}", "x", place[1])) is None}
+
+
+def test_everything_that_a_service_may_cost_is_a_family():
+    usage = Usage(1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, 1, 1, 1.0, 1, 1, 1.0)
+    figures = usage.metrics("a/b")
+    assert len(figures) == 12 and all(known(name) for name in figures)
+    assert known("service/judge/flip_rate").label == "judge: flip rate"
+
+
+@pytest.mark.parametrize("name", ["reward/meen", "time/rollout", "loss2", "service/judge/price", ""])
+def test_what_is_not_in_the_catalogue_is_not_known(name):
+    assert known(name) is None
+
+
+def test_every_entry_has_a_meaning_and_a_stage():
+    for entry in (*METRICS.values(), *FAMILIES):
+        assert entry.description and entry.stage and not entry.description.endswith(".")
+
+
+def test_names_in_prometheus_are_distinct():
+    names = [exported_name(name) for name in METRICS] + [series for e in (*OF_RUNS, *OF_SERVING) for series in e.series]
+    assert len(set(names)) == len(names)
+    assert FAMILIES[0].exported_name == "ray_rlhf_time_<phase>_s"
