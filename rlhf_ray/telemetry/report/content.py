@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_ray.telemetry.alert_log import RaisedAlert
 from rlhf_ray.telemetry.events import Event
 from rlhf_ray.telemetry.report.table import Table
 
@@ -47,5 +48,7 @@ class Content:
     events: tuple[Event, ...]
     """The latest that are worth a line each."""
     config: str | None
+    alerts: tuple[RaisedAlert, ...] = ()
+    """All, in the order in which they began."""
     problems: tuple[str, ...] = ()
     """What could not be read, as sentences that name file and line."""

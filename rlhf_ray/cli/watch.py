@@ -1,0 +1,90 @@
+"""`rlhf-ray report` writes a page of a run, or of several side by side; `rlhf-ray watch` shows it while they grow."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf_ray.cli.app import app
+
+KEYS = "RLHF_RAY_API_KEYS"
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="A run's folder, or several", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write it; default: report.html in the run, comparison.html here")
+    ] = None,
+) -> None:
+    """Write a run's report.html again, or one page with several runs side by side."""
+    from rlhf_ray.telemetry.report import write_comparison, write_report
+    from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderError
+
+    runs = [RunFolder(folder) for folder in folders]
+    for run in runs:
+        if not run.holds_run:
+            raise RunFolderError(f"{run.path} is not a run's folder; expected one with a config.yaml")
+    if len(runs) == 1:
+        print(write_report(runs[0], output))
+    else:
+        print(write_comparison(runs, (output or Path("comparison.html")).absolute()))
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="A folder of runs, or one run")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Where to listen; any but 127.0.0.1 needs a key")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on", min=1, max=65535)] = 8266,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster to serve the page on, such as auto; default: one of its own", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Show the runs of a folder in a browser, with the curves of the report, while they grow."""
+    from rlhf_ray.telemetry.run_folder import RunFolderError
+
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} is no folder; name a run, or the folder in which runs are")
+    _connect(address)
+    from rlhf_ray.watch.service import LiveSite
+
+    site = LiveSite.open(folder, host, port, KEYS)
+    # Whoever ends it otherwise means the same.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        print(f"watch    {site.start()}")
+        if site.made_key:
+            print(f"         the key is shown this once; set {KEYS} to use your own")
+        print("stop     Ctrl-C", flush=True)
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("ending")
+    finally:
+        site.stop()
+        _disconnect()
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    from rlhf_ray.stages.cluster import local_runtime_env
+
+    if address is None:
+        own = {"num_cpus": 1, "include_dashboard": False, "runtime_env": local_runtime_env()}
+        ray.init(address="local", log_to_driver=False, **own)
+    else:
+        ray.init(address=address, log_to_driver=False)
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
