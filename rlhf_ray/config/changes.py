@@ -14,7 +14,7 @@ from rlhf_ray.config.loading import ConfigError, dump_config
 from rlhf_ray.config.run import RunConfig
 
 MAY_CHANGE = (
-    "folder", "stages", "cluster.*", "ppo.steps", "ppo.checkpoint.*", "ppo.placement.*", "evaluation.*",
+    "folder", "stages", "cluster.*", "alerts.*", "ppo.steps", "ppo.checkpoint.*", "ppo.placement.*", "evaluation.*",
     "*.workers.*", "*.micro_batch_tokens", "ppo.rollout.max_concurrent", "ppo.rollout.kv_cache_gb",
     "ppo.rollout.gpu_memory_utilization", "ppo.rollout.weights.*", "ppo.reward.batch_tokens", "*.price", "*.price.*",
     "ppo.environment.concurrency", "ppo.environment.timeout_s",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rlhf_ray.config.alerts import AlertsConfig
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model import ModelConfig
@@ -48,6 +49,8 @@ class RunConfig(Section):
     """Reinforcement learning."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Comparison of the policies."""
+    alerts: AlertsConfig = AlertsConfig()
+    """When the PPO stage calls for a person."""
     cluster: ClusterConfig = ClusterConfig()
     """Where actors run."""
 

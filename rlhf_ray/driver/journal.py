@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.config.alerts import AlertsConfig
 from rlhf_ray.driver import checkpoint
 from rlhf_ray.driver.imitation import Imitation
 from rlhf_ray.driver.ledger import Ledger
@@ -17,8 +18,9 @@ from rlhf_ray.driver.roles import Roles
 from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.rollout.pool import WorkerEvent
+from rlhf_ray.telemetry.alert_log import AlertLog
 from rlhf_ray.telemetry.events import EventKind, EventLog
-from rlhf_ray.telemetry.metrics import MetricsLog
+from rlhf_ray.telemetry.metrics import MetricsLog, read_metrics
 from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.run_folder import RunFolder
 from rlhf_ray.telemetry.samples import SampleLog
@@ -47,13 +49,16 @@ class Journal:
         keep: int,
         config_sha256: str,
         resume_step: int | None = None,
+        alerts: AlertsConfig | None = None,
     ) -> None:
+        """`alerts`: when to call for a person; None: by the defaults."""
         self.folder, self.events, self.tokenizer = folder, events, tokenizer
         self.keep, self.config_sha256 = keep, config_sha256
         self.timer = PhaseTimer(_BUSY)
         self.ledger = Ledger(folder.path / "ledger.jsonl", resume_step)
         self._stack = ExitStack()
         self.metrics = self._stack.enter_context(MetricsLog(folder, "ppo", resume_step))
+        self.alerts = AlertLog(alerts or AlertsConfig(), folder, events, read_metrics(folder.metrics))
         self.samples = self._stack.enter_context(SampleLog(folder.samples, resume_step))
         self.progress = StageProgress(folder.name, "ppo", steps, completed=resume_step or 0)
 
@@ -77,11 +82,13 @@ class Journal:
         entry = self.ledger.train(state.step, [experience.id for experience in experiences])
         metrics = step_metrics(state, experiences, prepared, policy, value, self.timer.lap()) | beside
         metrics["sampling/groups_dropped"] = len(entry.dropped)
-        self.metrics.log(state.step, metrics)
+        record = self.metrics.log(state.step, metrics)
         for experience in experiences[:SAMPLES_PER_STEP]:
             text = self.tokenizer.decode(experience.rollout.token_ids, skip_special_tokens=True)
             self.samples.write(state.step, experience, text)
         self.progress.update(state.step, metrics)
+        for alert in self.alerts.observe(record):
+            self.progress.note(f"alert {alert.name} {alert.change} at step {alert.step}: {alert.message}")
 
     def dropped(self, prompt_id: str, reason: str) -> None:
         """A group was given up."""

@@ -23,6 +23,7 @@ def status_table(rows: Iterable[tuple[Attempt | None, RunStatus, Workers | None]
     for column in ("step", "reward", describe("kl/sequence").label, "loss", "tokens/s"):
         table.add_column(column, justify="right")
     table.add_column("workers")
+    table.add_column("alerts", justify="right")
     table.add_column("faults", justify="right")
     for row in rows:
         table.add_row(*status_cells(*row))
@@ -31,11 +32,11 @@ def status_table(rows: Iterable[tuple[Attempt | None, RunStatus, Workers | None]
 
 def status_cells(attempt: Attempt | None, status: RunStatus, workers: Workers | None) -> tuple[str, ...]:
     """The cells of a row, as rich markup."""
-    faults = f"[red]{status.faults}[/]" if status.faults else "0"
+    alerts, faults = (f"[red]{count}[/]" if count else "0" for count in (status.alerts, status.faults))
     return (
         status.run, _state(attempt), (status.stage or "–").replace("_", " "), _step(status), _figure(status.reward),
         _figure(status.kl), _figure(status.loss), "–" if status.throughput is None else f"{status.throughput:,.0f}",
-        _workers(workers), faults,
+        _workers(workers), alerts, faults,
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ async def run_ppo(
         held_out = fitting(encode_prompts(tokenizer, data.held_out, limit), "held-out prompts", limit, note)
         offering = publishing(config, folder, roles, held_out, tokenizer, events)
         await offering.begin(state.step)
-    with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step) as journal:
+    with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step, config.alerts) as journal:
         loop = PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation, stop, offering)
         await loop.run()
     _publish_folder(folder, config.ppo.steps)

@@ -122,7 +122,7 @@ class StageProgress:
 
     def note(self, message: str) -> None:
         """Print a line above the display."""
-        self._console.print(escape(message), highlight=False)
+        self._console.print(escape(message), highlight=False, soft_wrap=True)
 
     def _plain(self, line: str) -> None:
         self._console.print(f"{self._run} · {self._stage} · {line}", markup=False, highlight=False, soft_wrap=True)

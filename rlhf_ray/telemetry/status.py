@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 import yaml
 
+from rlhf_ray.telemetry.alert_log import raised_alerts
 from rlhf_ray.telemetry.events import read_events
 from rlhf_ray.telemetry.jsonl import last_record
 from rlhf_ray.telemetry.run_folder import RunFolder
@@ -43,6 +44,8 @@ class RunStatus:
     throughput: float | None = None
     """Tokens per second."""
     faults: int = 0
+    alerts: int = 0
+    """That last."""
     ended: bool = False
     """Whether the last stage of its config has ended."""
 
@@ -74,6 +77,7 @@ def read_status(folder: RunFolder) -> RunStatus:
         loss=last.get("loss"),
         throughput=last.get("throughput/tokens_per_s"),
         faults=sum(event.kind == "fault" for event in events),
+        alerts=sum(alert.over_at is None for alert in raised_alerts(events)),
         ended=stage is not None and turns[-1]["what"] == "ends" and stage in config.get("stages", [])[-1:],
     )
 

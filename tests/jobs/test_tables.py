@@ -23,17 +23,17 @@ def text(table: Table) -> str:
 
 
 def test_a_row_has_what_is_known():
-    status = RunStatus("a", "reward_model", 3, 20, reward=0.1234, kl=1.5, throughput=12345.6, faults=2)
+    status = RunStatus("a", "reward_model", 3, 20, reward=0.1234, kl=1.5, throughput=12345.6, faults=2, alerts=1)
     workers = Workers({"rollout": 2, "learner": 3}, 2)
     row = status_cells(Attempt(SUBMISSION, "RUNNING"), status, workers)
     assert row == (
         "a", "[green]running[/]", "reward model", "3/20", "0.123", "1.5", "–", "12,346",
-        "3 learner, 2 rollout on 2 nodes", "[red]2[/]",
+        "3 learner, 2 rollout on 2 nodes", "[red]1[/]", "[red]2[/]",
     )  # fmt: skip
 
 
 def test_nothing_known_is_a_dash_and_no_zero():
-    assert status_cells(None, RunStatus("a"), None) == ("a", *"––––––––", "0")
+    assert status_cells(None, RunStatus("a"), None) == ("a", *"––––––––", "0", "0")
     assert "a" in text(status_table([(None, RunStatus("a"), None)]))
 
 
