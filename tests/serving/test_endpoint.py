@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,11 @@ from rlhf_ray.serving.keys import digest
 from rlhf_ray.serving.versions import Version, Versions
 from rlhf_ray.stages.run import run
 from rlhf_ray.telemetry.events import read_events
+from rlhf_ray.telemetry.exported import OF_SERVING
 from rlhf_ray.telemetry.metrics import read_metrics
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from exporter import names_of, scrape
 
 KEY = "a-key-of-the-test-suite"
 CHAT = [{"role": "user", "content": "Hello, where is my order 1234?"}]
@@ -164,6 +169,28 @@ def test_scores_are_the_reward_models(url, reward_model):
             raw = model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]).item()
         assert score == pytest.approx((raw - 0.1) / 2.0, abs=1e-4)
     assert httpx.post(f"{url}/score", json=body | {"responses": ["one"]}, headers=headers).status_code == 400
+
+
+def test_what_the_dashboard_shows_of_an_endpoint_is_exported(url, client):
+    """By those names and labels, after requests that were answered, scored and refused."""
+    client.chat.completions.create(model="test-policy", messages=CHAT, max_tokens=2)
+    headers = {"authorization": f"Bearer {KEY}"}
+    httpx.post(
+        f"{url}/score", json={"prompts": [CHAT], "responses": ["On Monday."]}, headers=headers
+    ).raise_for_status()
+    assert httpx.get(f"{url}/models").status_code == 401
+    applications = {f"test-policy/{part}" for part in ("gateway", "first", "reward-model")}
+    wanted = {series for metric in OF_SERVING for series in metric.series}
+
+    def working(series: dict[str, float]) -> set[str]:
+        done = (name for name in series if name.startswith("ray_serve_deployment_request_counter_total{"))
+        return {application for name in done for application in applications if f'application="{application}"' in name}
+
+    series = scrape(lambda series: wanted <= names_of(series) and working(series) == applications)
+    assert not wanted - names_of(series) and working(series) == applications
+    for metric in OF_SERVING:
+        labels = next(name for name in series if name.startswith(f"{metric.series[0]}{{"))
+        assert all(f'{label}="' in labels for label in metric.labels), labels
 
 
 class Load:

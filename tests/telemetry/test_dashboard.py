@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import time
-import urllib.request
+import sys
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 
 from rlhf_ray.config.alerts import AlertsConfig
@@ -20,6 +18,9 @@ from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
 from rlhf_ray.telemetry.metrics import MetricsLog
 from rlhf_ray.telemetry.names import EVERY, FAMILIES, METRICS, PPO, exported_name
 from rlhf_ray.telemetry.run_folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from exporter import names_of, scrape
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "cluster" / "monitoring" / "dashboard.json"
@@ -34,24 +35,6 @@ STEP = {
 
 def queries(board: dict) -> list[str]:
     return [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
-
-
-def scrape(complete, timeout_s: float = 60.0) -> dict[str, float]:
-    """The latest sample of each series of this node, once `complete` says that all have come."""
-    node = next(node for node in ray.nodes() if node["Alive"])
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    deadline = time.monotonic() + timeout_s
-    while True:
-        text = urllib.request.urlopen(address, timeout=10).read().decode()
-        samples = re.findall(r"^(\w+(?:\{.*\})?) (\S+)(?: \d+)?$", text, re.MULTILINE)
-        series = {name: float(value) for name, value in samples}
-        if complete(series) or time.monotonic() > deadline:
-            return series
-        time.sleep(0.5)
-
-
-def names(series) -> set[str]:
-    return {name.partition("{")[0] for name in series}
 
 
 def missing(board: dict, exported: set[str]) -> set[str]:
@@ -75,9 +58,8 @@ def exported(ray_cluster, tmp_path_factory) -> dict[str, float]:
         events.emit("fault", "a worker died")
         events.emit("fault", "and another")
         count = len(ppo | supervised | families | STEP)
-        # Every process reports to the agent of its node every few seconds.
         yield scrape(
-            lambda series: len([n for n in names(series) if n.startswith("ray_rlhf_")]) >= count + len(OF_RUNS)
+            lambda series: len([n for n in names_of(series) if n.startswith("ray_rlhf_")]) >= count + len(OF_RUNS)
         )
 
 
@@ -103,14 +85,14 @@ def test_figures_are_exported_with_their_run_and_stage(exported):
     assert value(exported, "ray_rlhf_alert", run="watched", alert="eos_falling") == 0
 
 
-def test_the_whole_catalogue_is_exported_by_its_names(exported):
-    assert {exported_name(name) for name in METRICS} | {metric.name for metric in OF_RUNS} <= names(exported)
+def test_the_whole_catalogue_is_exported_by_its_names_of(exported):
+    assert {exported_name(name) for name in METRICS} | {metric.name for metric in OF_RUNS} <= names_of(exported)
 
 
 def test_every_panel_asks_for_what_is_exported(exported):
     """Ray Serve's are exported where an endpoint runs: `tests/serving` scrapes one for those."""
     serving = {series for metric in OF_SERVING for series in metric.series}
-    assert not missing(json.loads(SAVED.read_text()), names(exported) | serving)
+    assert not missing(json.loads(SAVED.read_text()), names_of(exported) | serving)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +101,7 @@ def test_every_panel_asks_for_what_is_exported(exported):
 def test_a_metric_that_nobody_exports_is_found(exported, query):
     board = dashboard()
     board["panels"].append({"targets": [{"expr": query}]})
-    assert len(missing(board, names(exported) | {series for metric in OF_SERVING for series in metric.series})) == 1
+    assert len(missing(board, names_of(exported) | {series for metric in OF_SERVING for series in metric.series})) == 1
 
 
 def test_panels_do_not_overlap_and_have_ids_of_their_own():
