@@ -14,6 +14,8 @@ from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.stages import EvaluationConfig, PpoConfig
 from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.telemetry import TelemetryConfig
+from rlhf_ray.storage.location import check_uri, is_uri
 
 Stage = Literal["sft", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[Stage, ...] = ("sft", "reward_model", "ppo", "evaluation")
@@ -32,7 +34,7 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
     folder: str = "runs"
-    """Where run folders are; on a cluster a path that all nodes see."""
+    """Where run folders are: a path, on a cluster one that all nodes see; or a store, such as s3://bucket/prefix."""
     seed: int = Field(0, ge=0)
     """Of everything random in the run."""
     stages: list[Stage] = list(STAGES)
@@ -51,8 +53,17 @@ class RunConfig(Section):
     """Comparison of the policies."""
     alerts: AlertsConfig = AlertsConfig()
     """When the PPO stage calls for a person."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """Where figures go beside the run's folder."""
     cluster: ClusterConfig = ClusterConfig()
     """Where actors run."""
+
+    @field_validator("folder")
+    @classmethod
+    def _is_a_place(cls, folder: str) -> str:
+        if is_uri(folder):
+            check_uri(folder)
+        return folder
 
     @field_validator("stages")
     @classmethod

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.config.telemetry import WandbConfig
 from rlhf_ray.driver import checkpoint
 from rlhf_ray.driver.imitation import Imitation
 from rlhf_ray.driver.ledger import Ledger
@@ -25,6 +27,7 @@ from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.run_folder import RunFolder
 from rlhf_ray.telemetry.samples import SampleLog
 from rlhf_ray.telemetry.timing import PhaseTimer
+from rlhf_ray.telemetry.wandb_log import WandbLog
 from rlhf_ray.types import Experience
 
 SAMPLES_PER_STEP = 2
@@ -50,14 +53,18 @@ class Journal:
         config_sha256: str,
         resume_step: int | None = None,
         alerts: AlertsConfig | None = None,
+        wandb: WandbConfig | None = None,
+        push: Callable[[], None] | None = None,
     ) -> None:
-        """`alerts`: when to call for a person; None: by the defaults."""
+        """`alerts`: when to call for a person; None: by the defaults. `wandb`: where to send the metrics, too. `push`: takes a
+        checkpoint to a store, and returns when it is there."""
         self.folder, self.events, self.tokenizer = folder, events, tokenizer
-        self.keep, self.config_sha256 = keep, config_sha256
+        self.keep, self.config_sha256, self.push = keep, config_sha256, push
         self.timer = PhaseTimer(_BUSY)
         self.ledger = Ledger(folder.path / "ledger.jsonl", resume_step)
         self._stack = ExitStack()
         self.metrics = self._stack.enter_context(MetricsLog(folder, "ppo", resume_step))
+        self.wandb = self._stack.enter_context(WandbLog(wandb, folder, "ppo"))
         self.alerts = AlertLog(alerts or AlertsConfig(), folder, events, read_metrics(folder.metrics))
         self.samples = self._stack.enter_context(SampleLog(folder.samples, resume_step))
         self.progress = StageProgress(folder.name, "ppo", steps, completed=resume_step or 0)
@@ -87,6 +94,7 @@ class Journal:
             text = self.tokenizer.decode(experience.rollout.token_ids, skip_special_tokens=True)
             self.samples.write(state.step, experience, text)
         self.progress.update(state.step, metrics)
+        self.wandb.follow([record])
         for alert in self.alerts.observe(record):
             self.progress.note(f"alert {alert.name} {alert.change} at step {alert.step}: {alert.message}")
 
@@ -113,6 +121,8 @@ class Journal:
 
         path = await checkpoint.save(self.folder.checkpoints, state.saved(self.config_sha256), write_roles, self.keep)
         self.events.emit("checkpoint", f"step {state.step}", path=path.name)
+        if self.push is not None:
+            await asyncio.to_thread(self.push)
         return path
 
 

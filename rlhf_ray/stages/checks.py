@@ -24,6 +24,7 @@ from rlhf_ray.placement import plan_placement
 from rlhf_ray.scoring.http import read_keys
 from rlhf_ray.scoring.judge_prompts import Questions
 from rlhf_ray.scoring.sources import resolve_function
+from rlhf_ray.telemetry.wandb_log import check_wandb
 
 
 def check_run(config: RunConfig) -> None:
@@ -60,6 +61,7 @@ def check_run(config: RunConfig) -> None:
             _check_context(config, folders[key])
     if {"ppo", "evaluation"} & set(config.stages):
         _check_services(config.ppo.reward)
+    check_wandb(config.telemetry.wandb)
     for source in config.ppo.reward.functions:
         _resolve("ppo.reward.functions", source.function)
     if config.ppo.environment is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -42,10 +43,12 @@ async def run_ppo(
     found: tuple[Path, RunState] | None,
     demonstrations: Split | None = None,
     stop: StopRequest | None = None,
+    push: Callable[[], None] | None = None,
 ) -> None:
     """Train the policy, from the checkpoint `found` where there is one, and leave it in the run's `policy` folder.
 
-    `data` are prompts; `demonstrations` are read where the config has a `ptx` or a discriminator.
+    `data` are prompts; `demonstrations` are read where the config has a `ptx` or a discriminator; `push` takes checkpoints to a
+    store.
 
     Raises:
         RunStopped: `stop` was asked for; there is a checkpoint, and no `policy` folder.
@@ -77,7 +80,9 @@ async def run_ppo(
         held_out = fitting(encode_prompts(tokenizer, data.held_out, limit), "held-out prompts", limit, note)
         offering = publishing(config, folder, roles, held_out, tokenizer, events)
         await offering.begin(state.step)
-    with Journal(folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step, config.alerts) as journal:
+    with Journal(
+        folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step, config.alerts, config.telemetry.wandb, push
+    ) as journal:
         loop = PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation, stop, offering)
         await loop.run()
     _publish_folder(folder, config.ppo.steps)

@@ -40,7 +40,10 @@ def run_sft(
         _dialogues(fitting(encode_demonstrations(tokenizer, records, limit), "demonstrations", limit, note))
         for records in (data.train, data.held_out)
     ]
-    return run_supervised(SupervisedJob("sft", folder, model, config.sft, LanguageTask(), config.seed), *batches, stop)
+    job = SupervisedJob(
+        "sft", folder, model, config.sft, LanguageTask(), config.seed, wandb=config.telemetry.wandb
+    )  # fmt: skip
+    return run_supervised(job, *batches, stop)
 
 
 class LanguageTask:

@@ -59,7 +59,8 @@ def run_reward_model(
     judges = Judges(tuple(element.group for element in held_out), tuple(element.annotator for element in held_out))
     for member in range(1, settings.members + 1):
         task = RewardTask(settings, lesson, longer_is_better, judges)
-        job = SupervisedJob("reward_model", folder, model, settings, task, member_seed(config.seed, member), member)
+        seed = member_seed(config.seed, member)
+        job = SupervisedJob("reward_model", folder, model, settings, task, seed, member, config.telemetry.wandb)
         fit = run_supervised(job, *batches, stop)
         if member == 1:
             first = fit

@@ -20,6 +20,7 @@ from torch import nn
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.telemetry import WandbConfig
 from rlhf_ray.driver.stopping import RunStopped, StopRequest
 from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.learner.sharded_model import ShardedModel
@@ -27,6 +28,7 @@ from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.telemetry.wandb_log import WandbLog
 
 Kind = Literal["sft", "reward_model"]
 Documents = Mapping[str, Any]
@@ -73,6 +75,8 @@ class SupervisedJob:
     seed: int
     member: int = 1
     """Which of an ensemble's models it is."""
+    wandb: WandbConfig | None = None
+    """Where the driver sends the metrics, too."""
 
     @property
     def name(self) -> str:
@@ -133,23 +137,28 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch, stop: Stop
         ),
     )
     job.stop_file.unlink(missing_ok=True)
-    with ThreadPoolExecutor(1) as executor, StageProgress(job.folder.name, job.name, job.steps(train)) as progress:
+    with (
+        ThreadPoolExecutor(1) as executor,
+        StageProgress(job.folder.name, job.name, job.steps(train)) as progress,
+        WandbLog(job.wandb, job.folder, job.name) as wandb,
+    ):
         running = executor.submit(trainer.fit)
         while not running.done():
             time.sleep(0.5)
             if stop is not None and stop.made:
                 job.checkpoints.mkdir(parents=True, exist_ok=True)
                 job.stop_file.touch()
-            _show(job.folder.stage_metrics(job.name), progress)
+            _show(job.folder.stage_metrics(job.name), progress, wandb)
         running.result()
-        _show(job.folder.stage_metrics(job.name), progress)
+        _show(job.folder.stage_metrics(job.name), progress, wandb)
         if not (job.model_folder / FIT).is_file():
             raise RunStopped(f"stopped, as asked, after step {progress.step} of {job.name}")
     return FitState(**json.loads((job.model_folder / FIT).read_text()))
 
 
-def _show(metrics: Path, progress: StageProgress) -> None:
+def _show(metrics: Path, progress: StageProgress, wandb: WandbLog) -> None:
     records = read_metrics(metrics) if metrics.is_file() else []
+    wandb.follow(records)
     if records:
         latest = {key: value for record in records[-20:] for key, value in record.items() if value is not None}
         if (step := int(latest.pop("step"))) > progress.step:

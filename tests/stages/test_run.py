@@ -19,6 +19,7 @@ from rlhf_ray.stages.reward_model import HELD_OUT
 from rlhf_ray.stages.run import run
 from rlhf_ray.telemetry.events import read_events
 from rlhf_ray.telemetry.metrics import read_metrics
+from rlhf_ray.telemetry.names import known
 from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderTaken
 
 STEPS, BATCH = 4, 16
@@ -97,6 +98,13 @@ def test_rewards_are_normalised_on_the_policys_own_answers(finished):
     first = read_metrics(finished.metrics)[0]
     bias = first["reward/part/model"] + first["reward/part/model_disagreement"]
     assert abs(bias) < 1.2, "mean of 16 other answers by the same policy, λ = 1 taken back"
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "reward_model_2", "ppo"])
+def test_every_figure_stands_in_the_catalogue(finished, stage):
+    records = read_metrics(finished.stage_metrics(stage))
+    names = {name for record in records for name in record} - {"step", "timestamp"}
+    assert len(names) > 5 and {name for name in names if known(name) is None} == set()
 
 
 def test_metrics_of_every_step(finished):
