@@ -143,7 +143,7 @@ def _explain(error: Any, config: type[BaseModel]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
     # Values of the environment may be secrets, in messages as in dumps.
-    hidden = isinstance(value, dict | BaseModel) or {"env", "api_key_env", "url"} & set(location)
+    hidden = isinstance(value, dict | BaseModel) or {"env", "api_key_env", "url", "folder"} & set(location)
     shown = "" if hidden else f" (got {value!r})"
     return f"{key}: {message}{shown}"
 
