@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 
@@ -28,3 +28,11 @@ class AlertsConfig(Section):
     """Steps whose mean is where a run began; entropy and the EOS rate are compared as means over as many."""
     patience: int = Field(3, ge=1)
     """Steps in a row for which something must hold before an alert begins, and must not hold before it is over."""
+
+    @model_validator(mode="after")
+    def _window_holds_first_steps(self) -> AlertsConfig:
+        if self.first_steps > self.window:
+            raise ValueError(
+                f"alerts.first_steps {self.first_steps} is above alerts.window {self.window}; raise the window"
+            )
+        return self

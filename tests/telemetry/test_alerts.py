@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from pydantic import ValidationError
 
 from rlhf_ray.config.alerts import AlertsConfig
 from rlhf_ray.telemetry.alert_log import AlertLog, raised_alerts
@@ -137,6 +138,14 @@ def test_null_switches_each_off():
         "kl_high", "entropy_collapse", "eos_falling", "throughput_collapse", "longer_for_reward", "not_finite",
     }  # fmt: skip
     assert fired(worst, off) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kl": 0.0}, {"entropy": 1.0}, {"window": 9}, {"window": 10, "first_steps": 11}, {"k": 1}]
+)
+def test_limits_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValidationError, match="alerts.first_steps" if "first_steps" in wrong else next(iter(wrong))):
+        AlertsConfig(**wrong)
 
 
 # seed 0 of configs/quickstart.yaml: response length, reward, its spread, entropy, KL
