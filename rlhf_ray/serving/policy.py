@@ -9,6 +9,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from transformers import AutoConfig
 
 from rlhf_ray.config.serving import ServingConfig
+from rlhf_ray.serving.engine import OneProcessEngine
 from rlhf_ray.serving.versions import Version
 
 
@@ -36,7 +37,8 @@ def build_policy(config: ServingConfig, version: Version) -> Application:
                 "graceful_shutdown_timeout_s": config.limits.timeout_s,
                 "ray_actor_options": {"num_cpus": 0},
             },
-        )
+        ),
+        bind_kwargs={"engine_cls": OneProcessEngine},
     )
 
 
