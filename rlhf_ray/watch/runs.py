@@ -92,4 +92,5 @@ def _row(folder: RunFolder) -> Row:
         return Row(folder.name, changed, read_status(folder))
     except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
         # Other programs write these files: whatever is in them, the list says so and shows the other runs.
-        return Row(folder.name, changed, RunStatus(folder.name), f"{type(error).__name__}: {error}")
+        said = str(error) if isinstance(error, ValueError | yaml.YAMLError) else f"{type(error).__name__}: {error}"
+        return Row(folder.name, changed, RunStatus(folder.name), said)

@@ -56,7 +56,7 @@ def test_runs_of_different_length_share_a_chart_with_a_line_each(tmp_path):
     short = make_run(tmp_path / "short", 5, **{"clip": 0.1})
     long = make_run(tmp_path / "long", 1000, evaluated=False, **{"value/loss": 0.5})
     drawn = charts(compare(tmp_path, short, long))
-    reward = {line["label"]: line for line in drawn["Reward: reward"]}
+    reward = {line["label"]: line for line in drawn["Reward"]}
     assert reward["short"]["step"] == [1, 2, 3, 4, 5] and reward["long"]["step"][-1] == 1000
     assert reward["short"]["x"][0] == reward["long"]["x"][0] and reward["short"]["x"][-1] < 60, "one axis"
     assert (reward["short"]["colour"], reward["long"]["colour"]) == (1, 2)

@@ -141,7 +141,7 @@ def test_runs_are_chosen_compared_and_left_again(page, shows, run, other):
     assert page.locator("input:checked").count() == 2, "a refresh leaves what was chosen"
     page.get_by_role("button", name="Show side by side").click()
     shows(page.locator(".legend"), "another")
-    assert page.locator("svg.chart[aria-label='Reward: reward'] polyline").count() == 2
+    assert page.locator("svg.chart[aria-label='Reward'] polyline").count() == 2
     shows(page.locator("#configuration"), "ppo.temperature")
     other.grow()
     shows(page.locator("#figures"), "5")

@@ -175,7 +175,7 @@ class TestKeys:
     def test_nothing_is_shown_without_one(self, guarded):
         for place in ("/", "/runs?run=first", "/nothing", "/?key=wrong", "/runs?run=first&key="):
             answer = guarded.get(place)
-            assert answer.status_code == 401 and "first" not in answer.text and "set-cookie" not in answer.headers
+            assert answer.status_code == 401 and ">first<" not in answer.text and "set-cookie" not in answer.headers
         assert guarded.get("/", headers={"cookie": f"rlhf_ray_key={digest(KEY)}"}).status_code == 401
 
     def test_a_key_in_the_address_becomes_a_cookie(self, guarded):
@@ -184,7 +184,8 @@ class TestKeys:
         cookie = answer.headers["set-cookie"]
         assert "HttpOnly" in cookie and "SameSite=strict" in cookie and "Path=/" in cookie
         assert guarded.get("/", params={"key": KEY}).headers["location"] == "./"
-        assert "3 PPO steps" in guarded.get("/runs?run=first").text, "the client has the cookie now"
+        page = guarded.get("/runs?run=first").text
+        assert "3 PPO steps" in page and ">first<" in page, "the client has the cookie now"
 
     def test_programs_show_it_in_a_header(self, guarded):
         assert guarded.get("/", headers={"authorization": f"Bearer {KEY}"}).status_code == 200

@@ -106,7 +106,9 @@ def _compared_section(runs: Mapping[str, Table], question: Question) -> Section:
     for plan in plans:
         names = list(dict.fromkeys(name for table in runs.values() for name in _expand(table, plan)))
         for name in names:
-            part = plan.title if len(names) == 1 else f"{plan.title}: {describe(name).label}"
+            label = describe(name).label
+            said = name in plan.names and (len(plan.names) == 1 or label.lower() in plan.title.lower())
+            part = plan.title if said else f"{plan.title}: {label}"
             lines = [_Source(label, table, name, at) for at, (label, table) in enumerate(runs.items(), start=1)]
             cards.append((part, _line_card(part, lines)))
         if not names:
