@@ -267,7 +267,12 @@ def run_that_publishes(name: str, endpoint: str, folder: Path, model: Path):
             "folder": str(folder),
             "stages": ["ppo"],
             "model": {"path": str(model)},
-            "data": {"prompts": {"location": str(prompts)}, "held_out_fraction": 0.3, "max_prompt_tokens": 64, "max_dialogue_tokens": 96},
+            "data": {
+                "prompts": {"location": str(prompts)},
+                "held_out_fraction": 0.3,
+                "max_prompt_tokens": 64,
+                "max_dialogue_tokens": 96,
+            },
             "ppo": {
                 "steps": 2,
                 "batch_size": 8,
