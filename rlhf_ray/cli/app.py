@@ -14,5 +14,14 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Config = Annotated[Path, typer.Argument(help="YAML config; see configs/", show_default=False)]
+
+def _config(path: str) -> Path:
+    """A run on a store has its config there: a copy of it."""
+    from rlhf_ray.storage.location import is_uri
+    from rlhf_ray.storage.session import read_file
+
+    return read_file(path) if is_uri(path) else Path(path)
+
+
+Config = Annotated[Path, typer.Argument(help="YAML config; see configs/", show_default=False, parser=_config)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value", show_default=False)]

@@ -109,19 +109,19 @@ def logs(run: Run, address: Address = None, follow: Follow = False) -> None:
 @app.command()
 def status(
     run: Annotated[
-        str | None, typer.Argument(help="Name of a run, or a run's folder; otherwise all", show_default=False)
+        str | None, typer.Argument(help="Name of a run, or a run's folder by path or URI; otherwise all", show_default=False)
     ] = None,
     address: Address = None,
 ) -> None:
     """Where runs stand: stage, step, reward, KL, throughput, workers, faults."""
     from rlhf_ray.jobs.cluster import RayCluster
     from rlhf_ray.jobs.tables import status_table
+    from rlhf_ray.storage.session import read_run
     from rlhf_ray.telemetry.console import console
-    from rlhf_ray.telemetry.run_folder import RunFolder
     from rlhf_ray.telemetry.status import read_status
 
-    if run is not None and RunFolder(run).holds_run:
-        console.print(status_table([(None, read_status(RunFolder(run)), None)]))
+    if run is not None and (folder := read_run(run)).holds_run:
+        console.print(status_table([(None, read_status(folder), None)]))
         return
     cluster = RayCluster(address)
     newest = {attempt.submission.run: attempt for attempt in cluster.attempts()}

@@ -79,8 +79,11 @@ def _do(config: RunConfig, only: Stage | None, resume: bool, fresh: bool, dry_ru
     if fresh and resume:
         raise ConfigError("--fresh starts again and --resume goes on; choose one")
     from rlhf_ray.stages.run import run as run_stages
+    from rlhf_ray.storage.location import is_uri
     from rlhf_ray.telemetry.run_folder import RunFolder, put_aside
 
     if fresh:
+        if is_uri(config.folder):
+            raise ConfigError(f"--fresh: {config.folder!r} is on a store, which cannot rename a run; choose another name")
         put_aside(RunFolder(f"{config.folder}/{config.name}"))
     print_summary(run_stages(config, resume, only))

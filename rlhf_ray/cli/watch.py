@@ -16,16 +16,17 @@ KEYS = "RLHF_RAY_API_KEYS"
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="A run's folder, or several", show_default=False)],
+    folders: Annotated[list[str], typer.Argument(help="A run's folder by path or URI, or several", show_default=False)],
     output: Annotated[
         Path | None, typer.Option(help="Where to write it; default: report.html in the run, comparison.html here")
     ] = None,
 ) -> None:
     """Write a run's report.html again, or one page with several runs side by side."""
+    from rlhf_ray.storage.session import read_run
     from rlhf_ray.telemetry.report import write_comparison, write_report
-    from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderError
+    from rlhf_ray.telemetry.run_folder import RunFolderError
 
-    runs = [RunFolder(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     for run in runs:
         if not run.holds_run:
             raise RunFolderError(f"{run.path} is not a run's folder; expected one with a config.yaml")

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,6 +26,8 @@ from rlhf_ray.scoring.pool import ScoringPool
 from rlhf_ray.scoring.teacher import TeacherWorker
 from rlhf_ray.scoring.usage import Usage
 from rlhf_ray.scoring.workers import ReferenceWorker, RewardWorker
+from rlhf_ray.storage.location import portable
+from rlhf_ray.storage.session import run_folder
 from rlhf_ray.types import Rollout, RolloutRequest, Score
 
 LEARNERS: tuple[Literal["policy", "value", "discriminator"], ...] = ("policy", "value", "discriminator")
@@ -47,6 +48,12 @@ class ModelPaths:
     """None where nobody teaches."""
     discriminator: str | None = None
     """None where no reward is learned from demonstrations."""
+
+    def portable(self) -> ModelPaths:
+        """References that every node understands (`storage.location`)."""
+        teacher, discriminator = (path and portable(path) for path in (self.teacher, self.discriminator))
+        reward = tuple(map(portable, self.reward))
+        return ModelPaths(portable(self.policy), portable(self.value), reward, teacher, discriminator)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Roles:
             check_same_tokenizer(paths.teacher, paths.policy, "ppo.teacher.model")
         if paths.discriminator is not None:
             check_same_tokenizer(paths.discriminator, paths.policy, "ppo.discriminator.model")
+        tokenizer, paths = load_tokenizer(paths.policy), paths.portable()
         pool = RolloutPool(config.ppo.rollout, on_event, config.ppo.policy.lora)
         starting = {
             "rollout": pool.start(paths.policy, config.context_tokens, 0, _options(placement, "rollout")),
@@ -92,7 +100,7 @@ class Roles:
             raise
         started = {role: task.result() for role, task in tasks.items()}
         names = ("reward", "reference", "policy", "value", "teacher")
-        episodes = EpisodeRunner(pool, load_tokenizer(paths.policy), config.ppo.environment, config.context_tokens)
+        episodes = EpisodeRunner(pool, tokenizer, config.ppo.environment, config.context_tokens)
         discriminator = started.get("discriminator")
         return cls(pool, *(started.get(name) for name in names), config.ppo.reward, episodes, discriminator)
 
@@ -168,7 +176,7 @@ async def _start_reward(config: RunConfig, paths: ModelPaths, placement: Placeme
     threads = {"max_concurrency": BATCHES_WAITING} if reward.services else {}
     return await ScoringPool.start(
         RewardWorker, "score", reward.workers.count, lambda index: options(index) | threads,
-        reward, paths.reward, paths.policy, read_keys(reward), str(Path(config.folder, config.name).absolute()),
+        reward, paths.reward, paths.policy, read_keys(reward), portable(run_folder(config).path),
     )  # fmt: skip
 
 

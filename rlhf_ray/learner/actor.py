@@ -10,8 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +32,9 @@ from rlhf_ray.models.lora import without_adapters
 from rlhf_ray.models.reward_heads import RewardHeads
 from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
 from rlhf_ray.rollout.weights.native import NativeSender, TransferPlan
+from rlhf_ray.storage.folders import Manifest, here
+from rlhf_ray.storage.location import local
+from rlhf_ray.storage.shares import put_share, take_share, whereabouts
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Learner:
     """A rank: its share of the model, of every batch and of the optimizer."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
-        self.spec, self.rank, self.world_size = spec, rank, world_size
+        teacher = spec.teacher and spec.teacher.model_copy(update={"model": here(spec.teacher.model)})
+        self.spec = replace(spec, model=here(spec.model), teacher=teacher)
+        self.rank, self.world_size = rank, world_size
         self.use_gpu = spec.config.workers.gpus > 0
         self.teacher: FrozenTeacher | None = None
         deepspeed_engine.prepare_process(spec.config.workers.threads, self.use_gpu)
@@ -125,16 +129,25 @@ class Learner:
         self.sender.send(version)
 
     def save_checkpoint(self, folder: str, steps: int) -> None:
-        """Write this rank's share of weights and optimizer state (DeepSpeed's format)."""
-        self.model.save_state(folder, {"steps": steps})
+        """Write this rank's share of weights and optimizer state (DeepSpeed's format). `folder` is a path or a reference."""
+        self.model.save_state(str(local(folder)), {"steps": steps})
 
     def load_checkpoint(self, folder: str) -> int:
         """Read this rank's share; the number of optimizer steps behind it."""
-        return int(self.model.load_state(folder)["steps"])
+        return int(self.model.load_state(str(take_share(folder, self.rank)))["steps"])
 
     def save_pretrained(self, folder: str) -> None:
         """Write the model as a Hugging Face folder (rank 0; all ranks gather)."""
-        self.model.save_pretrained(Path(folder), tokenizer_from=self.spec.model)
+        local(folder).parent.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(local(folder), tokenizer_from=self.spec.model)
+
+    def whereabouts(self) -> str:
+        """Whose working folders this rank sees."""
+        return whereabouts()
+
+    def put_share(self, folder: str) -> Manifest:
+        """Move what the ranks of this node wrote below a reference into the store."""
+        return put_share(folder)
 
     def pid(self) -> int:
         """Process id, for tests of faults."""

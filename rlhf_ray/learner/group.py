@@ -7,6 +7,8 @@ because sharding makes them collective; a group's optimizer step number counts t
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.learner.actor import Learner, LearnerSpec
 from rlhf_ray.learner.planning import Plan, plan_micro_batches
 from rlhf_ray.learner.sharded_model import StepResult
+from rlhf_ray.storage.location import is_uri, portable
+from rlhf_ray.storage.shares import collect, note_elsewhere, whereabouts
 
 
 class LearnerGroup:
@@ -69,17 +73,32 @@ class LearnerGroup:
         return results[0]
 
     async def save_checkpoint(self, folder: Path) -> None:
-        """Every rank writes its share below `folder`."""
-        await asyncio.gather(*(rank.save_checkpoint.remote(str(folder), self.steps) for rank in self.ranks))
+        """Every rank writes its share below `folder`; what lies on other nodes then is in the store, and noted."""
+        reference = portable(folder)
+        await asyncio.gather(*(rank.save_checkpoint.remote(reference, self.steps) for rank in self.ranks))
+        if is_uri(reference):
+            shares = await asyncio.gather(*(rank.put_share.remote(reference) for rank in await self._elsewhere()))
+            if shares:
+                note_elsewhere(folder, functools.reduce(operator.or_, shares))
 
     async def load_checkpoint(self, folder: Path) -> None:
         """Every rank reads its share; all must succeed."""
-        steps = await asyncio.gather(*(rank.load_checkpoint.remote(str(folder)) for rank in self.ranks))
+        steps = await asyncio.gather(*(rank.load_checkpoint.remote(portable(folder)) for rank in self.ranks))
         self.steps = steps[0]
 
     async def save_pretrained(self, folder: Path) -> None:
         """Write the model as a Hugging Face folder (from rank 0; all ranks gather)."""
-        await asyncio.gather(*(rank.save_pretrained.remote(str(folder)) for rank in self.ranks))
+        reference = portable(folder)
+        await asyncio.gather(*(rank.save_pretrained.remote(reference) for rank in self.ranks))
+        if is_uri(reference) and self.ranks[0] in await self._elsewhere():
+            await asyncio.to_thread(collect, folder, await self.ranks[0].put_share.remote(reference))
+
+    async def _elsewhere(self) -> list[ActorHandle]:
+        """A rank for each node but the driver's."""
+        places = await asyncio.gather(*(rank.whereabouts.remote() for rank in self.ranks))
+        first = {place: rank for place, rank in reversed(list(zip(places, self.ranks, strict=True)))}
+        first.pop(whereabouts(), None)
+        return list(first.values())
 
     def close(self) -> None:
         for rank in self.ranks:

@@ -21,6 +21,7 @@ from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.samples import Sample, SampleRequest, WorkerInfo
 from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
 from rlhf_ray.rollout.weights.folder import read_folder
+from rlhf_ray.storage.folders import here
 from rlhf_ray.types import PolicyVersion
 
 
@@ -35,7 +36,7 @@ class RolloutWorker:
         from rlhf_ray.rollout.engine import RolloutEngine
 
         self._config, self._lora = config, lora
-        self._engine = RolloutEngine(model, config, context, version, lora)
+        self._engine = RolloutEngine(here(model), config, context, version, lora)
 
     async def generate(self, requests: list[SampleRequest], sampling: SamplingConfig) -> AsyncIterator[list[Sample]]:
         """Stream the samples, each once, in the order in which they finish; what finishes together comes together.
@@ -78,8 +79,9 @@ class RolloutWorker:
 
     async def load_folder(self, path: str, version: PolicyVersion) -> None:
         """Take over the weights of a Hugging Face folder of the same architecture (safetensors)."""
+        folder = Path(await asyncio.to_thread(here, path))
         await asyncio.wrap_future(self._engine.start_weight_update("buckets"))
-        for bucket in pack(read_folder(Path(path)), int(self._config.weights.bucket_mb * (1 << 20))):
+        for bucket in pack(read_folder(folder), int(self._config.weights.bucket_mb * (1 << 20))):
             await self.update_weights(bucket)
         await self.finish_weight_update(version)
 

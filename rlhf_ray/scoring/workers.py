@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from rlhf_ray.scoring.model_reward import EnsembleScore, ModelReward
 from rlhf_ray.scoring.sequences import sequences
 from rlhf_ray.scoring.sources import RewardSource, build_sources
 from rlhf_ray.scoring.usage import Usage
+from rlhf_ray.storage.folders import here
+from rlhf_ray.storage.location import local
 from rlhf_ray.types import Rollout, Score
 
 
@@ -41,8 +42,9 @@ class RewardWorker:
     ) -> None:
         """`model_paths`: of reward models; `keys`: of the services, by the names of their variables; `folder`: of the run."""
         torch.set_num_threads(config.workers.threads)
-        tokenizer, device = load_tokenizer(tokenizer_path), _device(config.workers.gpus)
-        self.sources = build_sources(config, model_paths, tokenizer, device, keys or {}, Path(folder))
+        tokenizer, device = load_tokenizer(here(tokenizer_path)), _device(config.workers.gpus)
+        folders = tuple(map(here, model_paths))
+        self.sources = build_sources(config, folders, tokenizer, device, keys or {}, local(folder))
         self._here = threading.Lock()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
@@ -102,7 +104,7 @@ class ReferenceWorker:
         torch.set_num_threads(config.workers.threads)
         self.device = _device(config.workers.gpus)
         self.budget, self.packing = config.micro_batch_tokens, config.packing
-        model = load_causal_lm(model_path, config.dtype, config.attention).eval().to(self.device)
+        model = load_causal_lm(here(model_path), config.dtype, config.attention).eval().to(self.device)
         self.policy = TokenLogprobs(model, temperature)
         if config.packing:
             enable_packing(model, self.policy, exact=config.dtype == "fp32")

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from rlhf_ray.models.loading import check_model_folder
 from rlhf_ray.serving.versions import Version
+from rlhf_ray.storage.session import read_run
 from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 
 def version_of(path: str, label: str | None = None) -> Version:
     """The newest policy of a run's folder, or the model of a Hugging Face folder.
 
     Args:
-        path: of either.
+        path: of either; a run may also be named by its URI.
         label: the version's name; by default the run's with its step, or the folder's.
 
     Raises:
         NotAModel: it is neither.
     """
-    run = RunFolder(path)
+    run = read_run(path, "policy", "sft")
     if not run.config.is_file():
         folder, name = run.path, run.path.name
     elif run.policy.is_dir():
@@ -35,8 +34,8 @@ def version_of(path: str, label: str | None = None) -> Version:
 
 def reward_model_of(path: str) -> str | None:
     """The reward model of a run's folder, if there is one."""
-    folder = RunFolder(path).reward_model
-    return str(folder) if (folder / "config.json").is_file() and Path(path, "config.yaml").is_file() else None
+    run = read_run(path, "reward_model")
+    return str(run.reward_model) if (run.reward_model / "config.json").is_file() and run.config.is_file() else None
 
 
 def plain(name: str) -> str:

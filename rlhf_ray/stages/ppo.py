@@ -82,7 +82,7 @@ async def run_ppo(
         await offering.begin(state.step)
     with Journal(
         folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step, config.alerts, config.telemetry.wandb, push
-    ) as journal:
+    ) as journal:  # fmt: skip
         loop = PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation, stop, offering)
         await loop.run()
     _publish_folder(folder, config.ppo.steps)

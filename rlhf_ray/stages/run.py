@@ -11,8 +11,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from rlhf_ray.config import RunConfig, dump_config
 from rlhf_ray.config.changes import check_unchanged
@@ -33,6 +34,9 @@ from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
 from rlhf_ray.stages.preliminary import base_model, run_sft
 from rlhf_ray.stages.publishing import check_endpoint
 from rlhf_ray.stages.reward_model import run_reward_model
+from rlhf_ray.storage.location import portable
+from rlhf_ray.storage.mirror import Mirror
+from rlhf_ray.storage.session import hold
 from rlhf_ray.telemetry.console import console
 from rlhf_ray.telemetry.events import EventLog, read_events
 from rlhf_ray.telemetry.progress import StageProgress
@@ -54,15 +58,23 @@ class Run:
     data: Datasets
     base: str
     stop: StopRequest
+    mirror: Mirror | None = None
+    """Of a folder on a store."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage and write down that it began and ended; none begins in a run that is to stop."""
         self.stop.check()
+        self.push()
         self.events.emit("stage", f"{name} begins")
         began = time.perf_counter()
         yield
         self.events.emit("stage", f"{name} ends", seconds=round(time.perf_counter() - began, 2))
+
+    def push(self) -> None:
+        """Wait until a store has everything that is in the folder: what comes next, on other nodes, may need it."""
+        if self.mirror is not None:
+            self.mirror.push()
 
     def note(self, message: str) -> None:
         """Write down what was left out of the data."""
@@ -103,9 +115,12 @@ def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> R
         ConfigError, DataError, NotAModel, RunFolderError, …: before anything starts, where the input is at fault.
         RunStopped: SIGTERM came; the stage that it interrupted has left a checkpoint.
     """
-    folder = RunFolder(f"{config.folder}/{config.name}")
     check_run(config)
-    with folder.claim(resume or only is not None), EventLog(folder.events) as events:
+    with ExitStack() as held:
+        folder, mirror = held.enter_context(hold(config, resume or only is not None))
+        events = held.enter_context(EventLog(folder.events))
+        if mirror is not None:
+            held.enter_context(mirror.running(partial(events.emit, "fault")))
         due = _due(config, folder, only)
         if folder.config.is_file():
             check_unchanged(folder.config.read_text(), config)
@@ -116,7 +131,7 @@ def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> R
         with connect(config.cluster, config.name), stop_on_sigterm() as stop, watched:
             if "ppo" in due:
                 check_endpoint(config)
-            current = Run(config, folder, events, data, base, stop)
+            current = Run(config, folder, events, data, base, stop, mirror)
             try:
                 _supervised_stages(current, due)
                 if {"ppo", "evaluation"} & set(due):
@@ -190,7 +205,7 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
                 with current.stage("ppo"):
                     await run_ppo(
                         config, current.folder, roles, current.start, current.data.prompts, current.events, found,
-                        current.data.demonstrations, current.stop,
+                        current.data.demonstrations, current.stop, current.push,
                     )  # fmt: skip
             if "evaluation" in due:
                 await current.stop.or_result(_evaluate(current, roles))
@@ -233,7 +248,7 @@ async def _evaluate(current: Run, roles: Roles) -> None:
     ):
         for number, (name, path) in enumerate(policies.items(), start=1):
             if name != "ppo" or folder.policy.is_dir():
-                await roles.pool.load_folder(path, -number)
+                await roles.pool.load_folder(portable(path), -number)
                 answers[name] = await evaluation.answer(roles, prompts, tokenizer, evaluation.utility_of(config))
             progress.update(number)
     pairs = current.data.pairs.held_out if config.data.simulate else None

@@ -19,12 +19,14 @@ from torch import nn
 
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import Batch
+from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.telemetry import WandbConfig
 from rlhf_ray.driver.stopping import RunStopped, StopRequest
 from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.stages.fit_state import FitState
+from rlhf_ray.storage.location import is_uri, portable
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.run_folder import RunFolder
@@ -127,7 +129,8 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch, stop: Stop
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
-            | workers.resources,
+            | workers.resources
+            | (_beside_the_driver(job) if is_uri(portable(job.folder.path)) else {}),
         ),
         run_config=RunConfig(
             name=job.name,
@@ -154,6 +157,25 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch, stop: Stop
         if not (job.model_folder / FIT).is_file():
             raise RunStopped(f"stopped, as asked, after step {progress.step} of {job.name}")
     return FitState(**json.loads((job.model_folder / FIT).read_text()))
+
+
+def _beside_the_driver(job: SupervisedJob) -> dict[str, float]:
+    """The resource that brings all ranks to the driver's node: of a run on a store they share its working folder.
+
+    Raises:
+        ConfigError: the node is too small.
+    """
+    workers = job.config.learner.workers
+    me = ray.get_runtime_context().get_node_id()
+    here = next(node for node in ray.nodes() if node["NodeID"] == me)
+    for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        if each * workers.count > here["Resources"].get(name, 0.0):
+            raise ConfigError(
+                f"{job.kind}.learner.workers: {workers.count} of {each:g} {name} do not fit on the driver's node, which has "
+                f"{here['Resources'].get(name, 0.0):g}; with folder on a store the ranks of this stage share it: start the run "
+                "on a larger one, or set folder to a path that all nodes see"
+            )
+    return {f"node:{here['NodeManagerAddress']}": 0.001}
 
 
 def _show(metrics: Path, progress: StageProgress, wandb: WandbLog) -> None:

@@ -18,11 +18,10 @@ from pathlib import Path
 from rlhf_ray import sealed
 from rlhf_ray.storage.folders import MANIFESTS, delete_folder, folders, put_folder
 from rlhf_ray.storage.lease import LOCK, Lease
+from rlhf_ray.storage.shares import ELSEWHERE
 from rlhf_ray.storage.store import Store, StoreFailed
 from rlhf_ray.telemetry.run_folder import RunFolderBusy
 
-ELSEWHERE = ".elsewhere.json"
-"""In a checkpoint: name and SHA-256 of its files that were written on other nodes, and by them into the store."""
 PATIENCE_S = 120.0
 """For how long a checkpoint, or the end of a run, waits for a store that does not answer."""
 _SKIPPED = (LOCK, "ray_train", MANIFESTS)

@@ -17,7 +17,8 @@ from rlhf_ray.sealed import NotACheckpoint
 from rlhf_ray.storage.folders import MANIFESTS, NotWhole, fetch_folder, folders, manifest
 from rlhf_ray.storage.lease import LOCK, Lease
 from rlhf_ray.storage.location import copy_folder, is_uri, working_folder
-from rlhf_ray.storage.mirror import ELSEWHERE, Mirror
+from rlhf_ray.storage.mirror import Mirror
+from rlhf_ray.storage.shares import ELSEWHERE
 from rlhf_ray.storage.store import Store
 from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderError, RunFolderTaken
 
@@ -79,6 +80,18 @@ def read_run(run: str, *models: str) -> RunFolder:
     return folder
 
 
+def read_file(uri: str) -> Path:
+    """A copy of one file.
+
+    Raises:
+        StoreFailed: there is none.
+    """
+    run, _, name = uri.rpartition("/")
+    copy = copy_folder(run) / name
+    Store(run).get_file(name, copy)
+    return copy
+
+
 def _bring(store: Store, folder: Path, lease: Lease, resume: bool) -> tuple[str, ...]:
     """Make the working folder what the run starts from; which damaged checkpoints were passed over."""
     there = store.written("config.yaml") is not None
@@ -104,7 +117,8 @@ def pull(store: Store, folder: Path, note: Note) -> None:
         NotACheckpoint: all checkpoints of a kind are.
     """
     marked = folders(store)
-    _pull_files(store, folder, marked)
+    # Simulated data are there whole or not at all, which files that came one by one are not; their seed gives the same again.
+    _pull_files(store, folder, [*marked, "data"])
     steps: dict[str, list[int]] = {}
     for name in marked:
         place, _, last = name.rpartition("/")
