@@ -26,10 +26,10 @@ def test_the_problems_beside_the_recipe_are_those_that_its_script_writes(tmp_pat
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
-        ("calculator-cpu", ["data.demonstrations.limit=300", "ppo.algorithm={advantage: rloo}", "ppo.samples_per_prompt=4"]),
+        ("calculator-cpu", ["data.demonstrations.limit=120", "ppo.algorithm={advantage: rloo}", "ppo.samples_per_prompt=4"]),
         (
             "customer-service-dialogue-cpu",
-            ["data.simulate.demonstrations=300", "data.simulate.prompts=60", "data.simulate.held_out_prompts=6"],
+            ["data.simulate.demonstrations=120", "data.simulate.prompts=60", "data.simulate.held_out_prompts=6"],
         ),
     ],
 )  # fmt: skip

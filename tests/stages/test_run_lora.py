@@ -107,6 +107,7 @@ def test_the_policy_is_written_merged_and_as_an_adapter(finished, tiny_model):
     assert (merged - before).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("finished", ["adapter"], indirect=True)
 def test_resume_is_bit_exact(finished, tmp_path, inputs, tiny_model, monkeypatch):
     """From the checkpoint of step 1, which holds adapters and no base."""
     monkeypatch.syspath_prepend(str(inputs))
