@@ -109,7 +109,8 @@ def logs(run: Run, address: Address = None, follow: Follow = False) -> None:
 @app.command()
 def status(
     run: Annotated[
-        str | None, typer.Argument(help="Name of a run, or a run's folder by path or URI; otherwise all", show_default=False)
+        str | None,
+        typer.Argument(help="Name of a run, or a run's folder by path or URI; otherwise all", show_default=False),
     ] = None,
     address: Address = None,
 ) -> None:

@@ -84,6 +84,8 @@ def _do(config: RunConfig, only: Stage | None, resume: bool, fresh: bool, dry_ru
 
     if fresh:
         if is_uri(config.folder):
-            raise ConfigError(f"--fresh: {config.folder!r} is on a store, which cannot rename a run; choose another name")
+            raise ConfigError(
+                f"--fresh: {config.folder!r} is on a store, which cannot rename a run; choose another name"
+            )
         put_aside(RunFolder(f"{config.folder}/{config.name}"))
     print_summary(run_stages(config, resume, only))
