@@ -86,7 +86,8 @@ def portable(path: str | Path) -> str:
     if not path.is_relative_to(root) or len(path.relative_to(root).parts) < 2:
         return str(path)
     place, run, *names = path.relative_to(root).parts
-    return f"{(root / place / _ORIGIN).read_text()}/{run}#{'/'.join(names)}"
+    mark = root / place / _ORIGIN
+    return f"{mark.read_text()}/{run}#{'/'.join(names)}" if mark.is_file() else str(path)
 
 
 def local(reference: str | Path) -> Path:

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_ray.config import parse_config
 from rlhf_ray.config.loading import ConfigError
-from rlhf_ray.storage.location import NotAStore, check_uri, local, portable, working_folder
+from rlhf_ray.storage.location import NotAStore, check_uri, copy_folder, local, portable, working_folder
 
 BASE = {
     "name": "small",
@@ -53,5 +53,7 @@ def test_a_reference_is_understood_on_every_node(working_root, tmp_path, monkeyp
         reference == "s3://bucket/runs/small#checkpoints/step_2" and local(reference) == run / "checkpoints" / "step_2"
     )
     assert portable(tmp_path / "model") == str(tmp_path / "model") and local("model").name == "model"
+    copy = copy_folder("s3://bucket/runs/small") / "sft"
+    assert portable(copy) == str(copy), "what a command copied belongs to this machine"
     monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / "another node"))
     assert local(reference).relative_to(tmp_path / "another node").parts[1:] == ("small", "checkpoints", "step_2")

@@ -8,6 +8,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -28,15 +30,21 @@ WORKERS = {"workers": {"threads": 1, "cpus": 0.1}}
 STEPS = 4
 
 
-def config(folder: str, model: object, prompts: object, **ppo: object) -> RunConfig:
-    """GRPO on a reward function, from a model that is there: three actors."""
+def config(folder: object, model: object, data: Path, stages: Sequence[str] = ("ppo",), **ppo: object) -> RunConfig:
+    """GRPO on a reward function, from a model that is there or its fine-tuning."""
     return parse_config(
         {
             "name": "small",
             "folder": str(folder),
-            "stages": ["ppo"],
+            "stages": list(stages),
             "model": {"path": str(model)},
-            "data": {"prompts": {"location": str(prompts)}, "max_prompt_tokens": 40, "max_dialogue_tokens": 64},
+            "data": {
+                "prompts": {"location": str(data / "prompts.jsonl")},
+                "demonstrations": {"location": str(data / "demonstrations.jsonl")},
+                "max_prompt_tokens": 40,
+                "max_dialogue_tokens": 64,
+            },
+            "sft": {"batch_size": 16, "learner": WORKERS},
             "ppo": {
                 "steps": STEPS,
                 "batch_size": 8,
@@ -58,11 +66,15 @@ def short(prompts, responses, metadata):
 
 
 @pytest.fixture
-def prompts(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    lines = (json.dumps({"prompt": f"Hello, where is my order {n}?"}) for n in range(24))
-    path.write_text("\n".join(lines) + "\n")
-    return path
+def data(tmp_path):
+    questions = [f"Hello, where is my order {number}?" for number in range(24)]
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": "On Monday."}] for q in questions]
+    for name, lines in (
+        ("prompts", [{"prompt": question} for question in questions]),
+        ("demonstrations", [{"messages": dialogue} for dialogue in turns]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
 
 
 @pytest.fixture
@@ -86,8 +98,8 @@ def stop_after_a_step(folder) -> threading.Thread:
     return thread
 
 
-def test_a_stopped_run_goes_on_elsewhere_to_the_same_weights(cloud, ray_cluster, tiny_model, prompts, tmp_path):
-    """Two learner ranks and a rollout worker see other working folders than the driver, before and after."""
+def test_a_stopped_run_goes_on_elsewhere_to_the_same_weights(cloud, ray_cluster, tiny_model, data, tmp_path):
+    """Learner ranks, rollout and reward workers see other working folders than the driver, before and after."""
     folder, environment = cloud
     workers = {"workers": WORKERS["workers"] | environment}
     two = {
@@ -96,13 +108,15 @@ def test_a_stopped_run_goes_on_elsewhere_to_the_same_weights(cloud, ray_cluster,
         "sharding": {"zero_stage": 2},
     }
     rollout = workers | {"sampling": {"max_new_tokens": 8}, "kv_cache_gb": 0.05}
-    stored = config(folder, tiny_model, prompts, policy=two, rollout=rollout)
+    reward = workers | {"model": None, "functions": [{"name": "short", "function": f"{__name__}:short"}]}
+    stored = config(folder, tiny_model, data, ["sft", "ppo"], policy=two, rollout=rollout, reward=reward)
     watching = stop_after_a_step(run_folder(stored))
     with pytest.raises(RunStopped, match="after step"):
         run(stored)
     watching.join()
     store = Store(f"{folder}/small")
-    (checkpoint,) = folders(store)
+    checkpoint, sft = folders(store)
+    assert sft == "sft" and list((tmp_path / "node").glob("*/small/sft/model.safetensors")), "workers fetched it"
     elsewhere = json.loads(store.text(f"{checkpoint}/.elsewhere.json"))
     assert (
         sum("zero_pp_rank_" in name for name in elsewhere) == 2
@@ -118,8 +132,8 @@ def test_a_stopped_run_goes_on_elsewhere_to_the_same_weights(cloud, ray_cluster,
     assert any("goes on after step" in message for message in events)
     assert [entry.step for entry in read_ledger(resumed.path / "ledger.jsonl")] == list(range(1, STEPS + 1))
 
-    plain = run(config(tmp_path / "plain", tiny_model, prompts, policy=two, rollout=rollout))
-    copy = read_run(f"{folder}/small", "policy")
+    copy = read_run(f"{folder}/small", "sft", "policy")
+    plain = run(config(tmp_path / "plain", copy.sft, data, policy=two, rollout=rollout))
     assert copy.path != resumed.path
     ours, theirs = (load_file(path / "model.safetensors") for path in (copy.policy, plain.policy))
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
@@ -128,6 +142,6 @@ def test_a_stopped_run_goes_on_elsewhere_to_the_same_weights(cloud, ray_cluster,
     assert not [name for name in store.names() if "tmp_" in name]
 
 
-def test_a_bucket_that_is_not_there_is_refused_before_anything_starts(cloud, tiny_model, prompts):
+def test_a_bucket_that_is_not_there_is_refused_before_anything_starts(cloud, tiny_model, data):
     with pytest.raises(StoreFailed, match=r"s3://nowhere/runs/small.*does not exist"):
-        run(config("s3://nowhere/runs", tiny_model, prompts))
+        run(config("s3://nowhere/runs", tiny_model, data))
