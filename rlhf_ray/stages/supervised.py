@@ -26,6 +26,7 @@ from rlhf_ray.driver.stopping import RunStopped, StopRequest
 from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.stages.fit_state import FitState
+from rlhf_ray.stages.rank import train_rank
 from rlhf_ray.storage.location import is_uri, portable
 from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.progress import StageProgress
@@ -117,13 +118,15 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch, stop: Stop
     if (job.model_folder / FIT).is_file():
         return FitState(**json.loads((job.model_folder / FIT).read_text()))
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from rlhf_ray.stages.trainer import StageTrainer
 
     workers = job.config.learner.workers
     environment = {**({} if workers.gpus else {"DS_ACCELERATOR": "cpu"}), **workers.process_environment}
-    trainer = TorchTrainer(
-        train_loop_per_worker=_train,
-        train_loop_config={"job": job, "train": ray.put(train), "held_out": ray.put(held_out)},
+    trainer = StageTrainer(
+        train_loop_per_worker=train_rank,
+        train_loop_config={"job": ray.put(job), "train": ray.put(train), "held_out": ray.put(held_out)},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
@@ -185,12 +188,3 @@ def _show(metrics: Path, progress: StageProgress, wandb: WandbLog) -> None:
         latest = {key: value for record in records[-20:] for key, value in record.items() if value is not None}
         if (step := int(latest.pop("step"))) > progress.step:
             progress.update(step, latest)
-
-
-def _train(arguments: dict[str, Any]) -> None:
-    """One rank, in a process of Ray Train's."""
-    from rlhf_ray.stages.supervised_loop import run_rank
-
-    train, held_out = ray.get([arguments["train"], arguments["held_out"]])
-    context = ray.train.get_context()
-    run_rank(arguments["job"], train, held_out, context.get_world_rank(), context.get_world_size())
