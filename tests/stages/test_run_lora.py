@@ -64,8 +64,8 @@ def config(folder: Path, inputs: Path, model: Path, publish: str) -> RunConfig:
                     "weights": {"lora": publish, "bucket_mb": 0.05},
                 },
                 "policy": {
-                    "workers": workers | {"count": 2},
-                    "sharding": {"zero_stage": 3 if alone else 2},
+                    "workers": workers | {"count": 2 if alone else 1},
+                    "sharding": {"zero_stage": 3 if alone else 1},
                     "optimizer": {"learning_rate": 1e-2},
                     "lora": {"rank": 4, "alpha": 16},
                 },
