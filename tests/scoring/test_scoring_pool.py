@@ -18,7 +18,7 @@ async def start(functions, tiny_model, count: int) -> ScoringPool:
     source = RewardFunctionSource(name="nan_where_marked", function="misbehaving:nan_where_marked")
     config = RewardConfig(model=None, functions=[source], workers=Workers(threads=1))
     options = {"num_cpus": 0.1, "runtime_env": {"env_vars": {"PYTHONPATH": str(functions), "OMP_NUM_THREADS": "1"}}}
-    return await ScoringPool.start(RewardWorker, "score", count, lambda index: options, config, None, str(tiny_model))
+    return await ScoringPool.start(RewardWorker, "score", count, lambda index: options, config, (), str(tiny_model))
 
 
 def test_two_workers_share_the_work(ray_cluster, functions, tiny_model, rollouts):

@@ -113,7 +113,8 @@ def test_streaming_seeds_completions_and_models(client):
         return [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
 
     pieces = streamed()
-    assert len(pieces) > 3 and streamed() == pieces, "the same seed, the same answer"
+    # What is said between two looks at the engine comes in one piece.
+    assert len(pieces) > 1 and "".join(streamed()) == "".join(pieces), "the same seed, the same answer"
     whole = client.chat.completions.create(model="test-policy", messages=CHAT, max_tokens=12, seed=5, temperature=1)
     assert whole.choices[0].message.content == "".join(pieces)
     many = client.completions.create(model="first", prompt="Hello", n=3, max_tokens=4)
