@@ -92,15 +92,3 @@ def test_a_teacher_alone(ray_cluster, tiny_model, tiny_teacher, tmp_path):
     assert records[-1]["teacher/kl"] < 0.8 * records[0]["teacher/kl"]
     assert "reward/mean" not in records[0] and "kl/sequence" not in records[0]
     assert all(record["policy/loss"] == pytest.approx(record["teacher/kl"], rel=1e-4) for record in records)
-
-
-def test_oracle_23_a_policy_that_teaches_itself(ray_cluster, tiny_model, tmp_path):
-    """The teacher in actors of its own finds what the learner finds: no advantage, no gradient."""
-    settings = config(
-        tmp_path, tiny_model, "itself", steps=1,
-        algorithm={"advantage": "none", "kl": {"placement": "none"}},
-        reward={"model": None},
-        teacher={"model": str(tiny_model), "workers": SMALL},
-    )  # fmt: skip
-    (record,) = read_metrics(run(settings).metrics)
-    assert abs(record["teacher/kl"]) < 1e-6 and record["policy/grad_norm"] < 1e-5
