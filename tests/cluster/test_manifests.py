@@ -1,4 +1,4 @@
-"""What is in cluster/, against the schemas, Ray's own readers, the pins, and the configs that are to run there."""
+"""What is in cluster/, against Kubernetes' definitions and the schema of Ray's custom resources, Ray's own readers, the pins, and the configs that are to run there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from cloudcoil.models.kubernetes.core.v1 import PersistentVolumeClaim, PodTemplateSpec
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from rlhf_ray.config import load_config
@@ -38,8 +41,21 @@ def ray_clusters() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield path.name, spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
+def templates(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
 def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    return [template["spec"] for template in templates(spec)]
+
+
+def unknown_to(definition: type[BaseModel], document: dict[str, Any]) -> bool:
+    """Whether anything in ``document`` is not in Kubernetes' own ``definition``, which drops what it does not know.
+
+    Raises:
+        ValidationError: a value is of another type than the definition's.
+    """
+    return definition.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True) != document
 
 
 def node_types(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -54,17 +70,41 @@ CLUSTERS = pytest.mark.parametrize(("name", "spec"), list(ray_clusters()))
 OF_RUNS = [(name, spec) for name, spec in ray_clusters() if name != "rayservice.yaml"]
 
 
-@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
-def test_manifests_have_known_fields_only(path):
-    assert documents(path)
-    for document in documents(path):
+@pytest.mark.parametrize("path", sorted({name for name, _ in ray_clusters()}))
+def test_ray_resources_have_known_fields_only(path):
+    for document in documents(ROOT / "cluster" / "kuberay" / path):
         jsonschema.validate(document, SCHEMA)
 
 
+@pytest.mark.parametrize(
+    ("path", "definition"),
+    [("kuberay/storage.yaml", PersistentVolumeClaim), ("monitoring/podmonitor.yaml", PodMonitor)],
+)
+def test_other_resources_are_as_their_owners_define_them(path, definition):
+    (document,) = documents(ROOT / "cluster" / path)
+    assert not unknown_to(definition, document)
+    assert unknown_to(definition, document | {"spce": {}})
+
+
+@CLUSTERS
+def test_pods_are_as_kubernetes_defines_them(name, spec):
+    assert not any(unknown_to(PodTemplateSpec, template) for template in templates(spec))
+    for pod in pods(spec):
+        for amounts in (amounts for container in pod["containers"] for amounts in container["resources"].values()):
+            jsonschema.validate(amounts, SCHEMA | {"oneOf": [{"$ref": "#/$defs/quantities"}]})
+
+
 def test_a_misspelt_field_is_found():
+    ((_, spec),) = [cluster for cluster in ray_clusters() if cluster[0] == "raycluster.yaml"]
+    template = spec["headGroupSpec"]["template"]
+    template["spec"]["containers"][0]["volumeMount"] = []
+    assert unknown_to(PodTemplateSpec, template)
+    template["spec"]["containers"][0]["ports"] = [{"containerPort": "http"}]
+    with pytest.raises(ValidationError, match="containerPort"):
+        unknown_to(PodTemplateSpec, template)
     (cluster,) = documents(ROOT / "cluster" / "kuberay" / "raycluster.yaml")
-    cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMount"] = []
-    with pytest.raises(jsonschema.ValidationError):
+    cluster["spec"]["headGroupSpecs"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="headGroupSpecs"):
         jsonschema.validate(cluster, SCHEMA)
 
 
