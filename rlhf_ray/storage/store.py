@@ -10,16 +10,19 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, GcsFileSystem, LocalFileSystem
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.storage.location import check_uri
 
 _CHUNK = 8 << 20
+_GCS_RETRIES = timedelta(seconds=20)
+"""Google's client would try for 15 minutes before it says that credentials are missing; callers try again themselves."""
 _PART = ".part"
 """Ends the name of a file of a file system that is not whole yet."""
 
@@ -41,7 +44,7 @@ class Store:
         check_uri(uri)
         self.uri = uri.rstrip("/")
         with self._failing(""):
-            self._fs, root = FileSystem.from_uri(self.uri)
+            self._fs, root = _file_system(self.uri)
         self._root = root.rstrip("/")
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
@@ -128,3 +131,13 @@ class Store:
         except (OSError, pa.ArrowException) as error:
             what = f"{self.uri}/{name}" if name else self.uri
             raise StoreFailed(f"{what}: {error}") from error
+
+
+def _file_system(uri: str) -> tuple[FileSystem, str]:
+    """Of a URI, and the path in it; `gs://` at `STORAGE_EMULATOR_HOST`, as for Google's own clients, where that is set."""
+    scheme, _, place = uri.partition("://")
+    if scheme not in ("gs", "gcs"):
+        return FileSystem.from_uri(uri)
+    emulator = urlsplit(os.environ.get("STORAGE_EMULATOR_HOST", ""))
+    there = {"anonymous": True, "scheme": emulator.scheme, "endpoint_override": emulator.netloc}
+    return GcsFileSystem(retry_time_limit=_GCS_RETRIES, **(there if emulator.netloc else {})), place

@@ -1,4 +1,4 @@
-"""What is in cluster/, against Kubernetes' definitions and the schema of Ray's custom resources, Ray's own readers, the pins, and the configs that are to run there."""
+"""What is in cluster/: as Kubernetes and Ray define and read it, with the pins, and with room for the configs."""
 
 from __future__ import annotations
 
