@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stores import google_server, s3_server  # noqa: F401 — fixtures
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A busy machine is no failure, and a test that passed must pass again.

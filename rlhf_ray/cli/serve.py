@@ -41,10 +41,11 @@ def serve(
     from rlhf_ray.config.loading import load_serving
     from rlhf_ray.models.loading import check_reward_model
     from rlhf_ray.serving.target import version_of
+    from rlhf_ray.storage.folders import copy_here
 
     settings, version = load_serving(config, overrides or []), version_of(target, label)
     if settings.reward_model is not None:
-        check_reward_model(settings.reward_model, None)
+        check_reward_model(copy_here(settings.reward_model, weights=False), None)
     if dry_run:
         _print_config(settings, version)
         return

@@ -100,7 +100,7 @@ class ServingConfig(Section):
     cors_origins: list[str] = []
     """Web pages that may ask from a browser, such as `https://example.org`; none unless set."""
     reward_model: str | None = None
-    """A reward model's folder, to score answers at `/v1/score`."""
+    """A reward model's folder, to score answers at `/v1/score`; or `URI#reward_model` of a run on a store."""
     rewards: Workers = Workers(cpus=0.25)
     """What the reward model's replica reserves; `count` replicas."""
     drain_s: float = Field(60.0, ge=0)

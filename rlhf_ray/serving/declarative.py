@@ -27,7 +27,7 @@ class ServedVersion(Section):
     name: str
     """For clients; of the application, too: `<endpoint>/<name>`."""
     folder: str
-    """Hugging Face folder that all nodes see."""
+    """Hugging Face folder that all nodes see, or `URI#name` of a model of a run on a store."""
 
 
 class GatewayArguments(Section):

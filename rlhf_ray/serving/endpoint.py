@@ -82,10 +82,10 @@ class Endpoint:
         Raises:
             VersionError: as `Versions.published`.
         """
-        before = self.versions
-        after = before.published(version, share)
+        self.versions.published(version, share)
         self._run(build_policy(self.config, version), version.name)
-        return self._change(before, after)
+        before = self.versions  # engines take their time to start; meanwhile others may have published or promoted
+        return self._change(before, before.published(version, share))
 
     def promote(self) -> Versions:
         """All traffic to the candidate."""

@@ -1,10 +1,14 @@
-"""vLLM as `ray.serve.llm` runs it, less a process that it does not need on a CPU."""
+"""vLLM as `ray.serve.llm` runs it, less a process that it does not need on a CPU; and models that it cannot fetch by itself."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+
+from rlhf_ray.storage.folders import copy_here
+from rlhf_ray.storage.location import copy_of
 
 
 class OneProcessEngine(VLLMEngine):
@@ -19,3 +23,15 @@ class OneProcessEngine(VLLMEngine):
         if parallel.distributed_executor_backend == "mp" and parallel.world_size == 1:
             parallel.distributed_executor_backend = "uni"
         return super()._start_async_llm_engine(arguments, config, placement_group)
+
+
+class FromStore(CallbackBase):
+    """Brings `model`, a folder of a run on a store, to each node of an engine before it is loaded there."""
+
+    async def on_before_node_init(self) -> None:
+        """Say where it will lie: at the same place on every node."""
+        self.llm_config.get_engine_config().hf_model_id = str(copy_of(self.kwargs["model"]))
+
+    def on_before_download_model_files_distributed(self) -> None:
+        """Fetch it; called on each node."""
+        copy_here(self.kwargs["model"])

@@ -9,8 +9,10 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from transformers import AutoConfig
 
 from rlhf_ray.config.serving import ServingConfig
-from rlhf_ray.serving.engine import OneProcessEngine
+from rlhf_ray.serving.engine import FromStore, OneProcessEngine
 from rlhf_ray.serving.versions import Version
+from rlhf_ray.storage.folders import copy_here
+from rlhf_ray.storage.location import is_reference
 
 
 def build_policy(config: ServingConfig, version: Version) -> Application:
@@ -18,10 +20,14 @@ def build_policy(config: ServingConfig, version: Version) -> Application:
     engine, replicas = config.policy, config.replicas
     worker = engine.workers
     bundle = {"CPU": worker.cpus, **({"GPU": worker.gpus} if worker.gpus else {}), **worker.resources}
-    context = engine.max_sequence_tokens or context_of(version.folder)
+    context = engine.max_sequence_tokens or context_of(copy_here(version.folder, weights=False))
+    stored = is_reference(version.folder)
     return build_llm_deployment(
         LLMConfig(
-            model_loading_config={"model_id": version.name, "model_source": version.folder},
+            model_loading_config={"model_id": version.name, "model_source": None if stored else version.folder},
+            callback_config={"callback_class": FromStore, "callback_kwargs": {"model": version.folder}}
+            if stored
+            else {},
             engine_kwargs=engine_arguments(config, context),
             placement_group_config={"bundles": [bundle] * engine.tensor_parallel},
             runtime_env={"env_vars": environment(config)},

@@ -17,6 +17,7 @@ from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.model_reward import ModelReward
+from rlhf_ray.storage.folders import copy_here
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest
 
 BATCH_WAIT_S = 0.005
@@ -40,6 +41,7 @@ class RewardServer:
 
     def __init__(self, folder: str, threads: int, gpus: float) -> None:
         torch.set_num_threads(threads)
+        folder = copy_here(folder)
         source, device = RewardModelSource(path=folder), torch.device("cuda" if gpus else "cpu")
         self.tokenizer = load_tokenizer(folder)
         self.reward = ModelReward([folder], source, RewardConfig(model=source), device)

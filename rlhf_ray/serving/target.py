@@ -6,6 +6,8 @@ import re
 
 from rlhf_ray.models.loading import check_model_folder
 from rlhf_ray.serving.versions import Version
+from rlhf_ray.storage.folders import copy_here
+from rlhf_ray.storage.location import is_reference, is_uri
 from rlhf_ray.storage.session import read_run
 from rlhf_ray.telemetry.metrics import read_metrics
 
@@ -14,13 +16,17 @@ def version_of(path: str, label: str | None = None) -> Version:
     """The newest policy of a run's folder, or the model of a Hugging Face folder.
 
     Args:
-        path: of either; a run may also be named by its URI.
+        path: of either. A run may also be named by its URI, and a model in it by `URI#name`: then each node that serves it
+            fetches it.
         label: the version's name; by default the run's with its step, or the folder's.
 
     Raises:
         NotAModel: it is neither.
     """
-    run = read_run(path, "policy", "sft")
+    if is_reference(path):
+        copy_here(path, weights=False)
+        return Version(plain(label or path.replace("#", "/").rpartition("/")[2]), path)
+    run = read_run(path)
     if not run.config.is_file():
         folder, name = run.path, run.path.name
     elif run.policy.is_dir():
@@ -28,14 +34,10 @@ def version_of(path: str, label: str | None = None) -> Version:
         folder, name = run.policy, f"{run.name}-{records[-1]['step']}" if records else run.name
     else:
         folder, name = run.sft, f"{run.name}-sft"
+    if is_uri(path):
+        return version_of(f"{path.rstrip('/')}#{folder.name}", label or name)
     check_model_folder(str(folder), "the model to serve")
     return Version(plain(label or name), str(folder))
-
-
-def reward_model_of(path: str) -> str | None:
-    """The reward model of a run's folder, if there is one."""
-    run = read_run(path, "reward_model")
-    return str(run.reward_model) if (run.reward_model / "config.json").is_file() and run.config.is_file() else None
 
 
 def plain(name: str) -> str:

@@ -23,7 +23,7 @@ class Version:
 
     name: str
     folder: str
-    """Hugging Face folder."""
+    """Hugging Face folder, or `URI#name` of a model of a run on a store."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.driver.publishing import Candidate, NotDeployed, Publishing
 from rlhf_ray.driver.roles import Roles
 from rlhf_ray.stages.evaluation import answer, utility_of
+from rlhf_ray.storage.location import local, portable
 from rlhf_ray.telemetry.events import EventLog
 from rlhf_ray.telemetry.run_folder import RunFolder
 from rlhf_ray.types import Prompt
@@ -35,8 +37,9 @@ def publishing(
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     events: EventLog,
+    push: Callable[[], None] | None,
 ) -> Publishing:
-    """What a run's `ppo.publishing` asks for; `prompts` are held out."""
+    """What a run's `ppo.publishing` asks for; `prompts` are held out; `push` takes what is in the folder to a store."""
     utility = utility_of(config)
 
     async def examine(step: int) -> Candidate:
@@ -44,15 +47,20 @@ def publishing(
         values = answers.rewards if answers.utilities is None else answers.utilities
         return Candidate(step, values.tolist(), answers.kl)
 
+    async def save(version_folder: Path) -> None:
+        await roles.policy.save_pretrained(version_folder)
+        if push is not None:
+            await asyncio.to_thread(push)
+
     def deploy(step: int, version_folder: Path, share: float) -> list[str]:
         from rlhf_ray.serving.endpoint import Endpoint, NotStarted
         from rlhf_ray.serving.versions import Version
 
-        version = Version(f"{config.name}-{step}", str(version_folder))
+        version = Version(f"{config.name}-{step}", portable(version_folder))
         try:
             versions = Endpoint.attach(config.ppo.publishing.endpoint).publish(version, share)
         except (NotStarted, TimeoutError) as error:
             raise NotDeployed(str(error)) from error
-        return [version.folder for version in versions.alive]
+        return [str(local(version.folder)) for version in versions.alive]
 
-    return Publishing(config.ppo.publishing, folder.published, examine, roles.policy.save_pretrained, deploy, events)
+    return Publishing(config.ppo.publishing, folder.published, examine, save, deploy, events)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.storage.location import is_uri, working_folder
+from rlhf_ray.storage.location import copy_folder, is_reference, working_folder
 from rlhf_ray.storage.store import Store
 
 MANIFESTS = ".manifests"
@@ -114,10 +114,23 @@ def here(model: str) -> str:
     Raises:
         NotWhole, StoreFailed: it cannot be had.
     """
-    uri, mark, name = model.partition("#")
-    if not (mark and is_uri(uri)):
+    if not is_reference(model):
         return model
+    uri, _, name = model.partition("#")
     return str(fetch_folder(Store(uri), working_folder(uri), name))
+
+
+def copy_here(model: str, weights: bool = True) -> str:
+    """As `here`, for those who are not of the run and only read: in a copy that the run does not work in.
+
+    Args:
+        weights: whether more is wanted than configuration and tokenizer.
+    """
+    if not is_reference(model):
+        return model
+    uri, _, name = model.partition("#")
+    needed = (lambda file: True) if weights else (lambda file: not file.endswith(".safetensors"))
+    return str(fetch_folder(Store(uri), copy_folder(uri), name, needed))
 
 
 def digests(folder: Path) -> Manifest:

@@ -29,6 +29,12 @@ def is_uri(text: str | Path) -> bool:
     return "://" in str(text)
 
 
+def is_reference(model: str | Path) -> bool:
+    """Whether it names a folder of a run on a store: `URI of the run#name in it`, as `portable` does."""
+    uri, mark, name = str(model).partition("#")
+    return bool(mark and name) and is_uri(uri)
+
+
 def check_uri(uri: str) -> None:
     """Refuse what is no URI of a store, without looking at the network.
 
@@ -80,6 +86,12 @@ def copy_folder(uri: str) -> Path:
     return working_root() / "copies" / _digest(parent) / name
 
 
+def copy_of(reference: str) -> Path:
+    """Where commands and engines that only read a folder of a run on a store have it, on every node."""
+    uri, _, name = reference.partition("#")
+    return copy_folder(uri) / name
+
+
 def portable(path: str | Path) -> str:
     """The reference to a path, for other nodes: `URI of the run#name in it` in a working folder, else the path itself."""
     path, root = Path(path), working_root()
@@ -92,8 +104,8 @@ def portable(path: str | Path) -> str:
 
 def local(reference: str | Path) -> Path:
     """Where a reference lies on this node, whether it is there or not."""
-    uri, mark, name = str(reference).partition("#")
-    return working_folder(uri) / name if mark and is_uri(uri) else Path(reference)
+    uri, _, name = str(reference).partition("#")
+    return working_folder(uri) / name if is_reference(reference) else Path(reference)
 
 
 def _digest(uri: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.sealed import NotACheckpoint
-from rlhf_ray.storage.folders import MANIFESTS, NotWhole, fetch_folder, folders, manifest
+from rlhf_ray.storage.folders import MANIFESTS, NotWhole, copy_here, fetch_folder, folders, manifest
 from rlhf_ray.storage.lease import LOCK, Lease
 from rlhf_ray.storage.location import copy_folder, is_uri, working_folder
 from rlhf_ray.storage.mirror import Mirror
@@ -75,8 +75,7 @@ def read_run(run: str, *models: str) -> RunFolder:
     _pull_files(store, folder.path, marked)
     for name in marked:
         if not name.startswith(("checkpoints/", "published/")) and manifest(store, name) is not None:
-            weights = name in models
-            fetch_folder(store, folder.path, name, lambda file, w=weights: w or not file.endswith(".safetensors"))
+            copy_here(f"{store.uri}#{name}", weights=name in models)
     return folder
 
 

@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 
 from rlhf_ray.storage.folders import Manifest, begin, digests, fetch_folder, put_files
-from rlhf_ray.storage.location import is_uri, local, portable, working_folder, working_root
+from rlhf_ray.storage.location import is_reference, local, portable, working_folder, working_root
 from rlhf_ray.storage.store import Store
 
 ELSEWHERE = ".elsewhere.json"
@@ -64,9 +64,9 @@ def take_share(reference: str, rank: int) -> Path:
     Raises:
         NotWhole, StoreFailed: it cannot be had, or is damaged.
     """
-    uri, mark, name = reference.partition("#")
-    if not (mark and is_uri(uri)):
+    if not is_reference(reference):
         return Path(reference)
+    uri, _, name = reference.partition("#")
     checkpoint, _, part = name.rpartition("/")
 
     def needed(file: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_ray.config import parse_config
+from rlhf_ray.config import RunConfig, parse_config
 from rlhf_ray.config.loading import load_serving
 from rlhf_ray.models.loading import load_scalar_model
 from rlhf_ray.scoring.http_reward import scores_of
@@ -66,12 +67,20 @@ def reward_model(tiny_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def endpoint(ray_cluster, tiny_model, reward_model):
+def other_node(s3_server, tmp_path_factory) -> dict[str, str]:
+    """Environment of processes that share an object store with the driver, and no folder."""
+    shared = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return shared | {"RLHF_RAY_WORKING_FOLDER": str(tmp_path_factory.mktemp("node"))}
+
+
+@pytest.fixture(scope="module")
+def endpoint(ray_cluster, tiny_model, reward_model, other_node):
     from ray import serve
 
     config = load_serving(
         None,
         [
+            f"policy.workers.env={json.dumps(other_node)}",
             "name=test-policy", f"port={free_port()}", f"reward_model={reward_model}", "policy.kv_cache_gb=0.1",
             "policy.workers.cpus=0.2", "rewards.cpus=0.1", "limits.max_tokens=24", "limits.requests_per_minute=100000",
             "cors_origins=[https://example.org]",
@@ -252,20 +261,20 @@ def test_versions_change_and_no_request_is_lost(endpoint, url, client, tiny_mode
     assert one.tolist() == ["first"]
 
 
-def run_that_publishes(name: str, endpoint: str, folder: Path, model: Path):
-    """Two steps, each of which is better than nothing, the bar that is set here."""
-    prompts = folder / "prompts.jsonl"
+def run_that_publishes(name: str, endpoint: str, data: Path, model: Path, environment: dict[str, str]) -> RunConfig:
+    """Two steps, each of which is better than nothing, the bar that is set here; on a store."""
+    prompts = data / "prompts.jsonl"
     asked = [[{"role": "user", "content": f"Where is order {number}?"}] for number in range(32)]
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
     reward = {"model": None, "functions": [{"name": "long", "function": "statistics_of_the_test:length"}]}
-    (folder / "statistics_of_the_test.py").write_text(
+    (data / "statistics_of_the_test.py").write_text(
         "def length(prompts, responses, metadata):\n    return [float(len(response)) for response in responses]\n"
     )
-    workers = {"cpus": 0.1}
+    workers = {"cpus": 0.1, "env": environment | {"PYTHONPATH": str(data)}}
     return parse_config(
         {
             "name": name,
-            "folder": str(folder),
+            "folder": "s3://runs/published",
             "stages": ["ppo"],
             "model": {"path": str(model)},
             "data": {
@@ -281,22 +290,27 @@ def run_that_publishes(name: str, endpoint: str, folder: Path, model: Path):
                 "algorithm": {"advantage": "rloo", "kl": {"placement": "none"}},
                 "rollout": {"workers": workers, "kv_cache_gb": 0.05, "sampling": {"max_new_tokens": 16}},
                 "policy": {"workers": workers},
-                "reward": reward | {"workers": workers | {"env": {"PYTHONPATH": str(folder)}}},
+                "reward": reward | {"workers": workers},
                 "publishing": {"endpoint": endpoint, "every": 2, "prompts": 8, "better_than": 0.0},
             },
         }
     )
 
 
-def test_a_run_publishes_by_itself(endpoint, client, tiny_model, tmp_path, monkeypatch):
+def test_a_run_publishes_by_itself(endpoint, client, other_node, tiny_model, tmp_path, monkeypatch):
+    """Neither its workers nor the engines of the endpoint see the driver's folder: what they load is in the store."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / "work"))
     with pytest.raises(NoEndpoint, match="no endpoint 'another'"):
-        run(run_that_publishes("lost", "another", tmp_path, tiny_model))
-    folder = run(run_that_publishes("self-published", "test-policy", tmp_path, tiny_model))
+        run(run_that_publishes("lost", "another", tmp_path, tiny_model, other_node))
+    folder = run(run_that_publishes("self-published", "test-policy", tmp_path, tiny_model, other_node))
     releases = [event for event in read_events(folder.events) if event.kind == "release"]
     assert [event.fields["step"] for event in releases] == [2]
     first, second = read_metrics(folder.metrics)
     assert "publishing/win_rate" not in first and 0 < second["publishing/win_rate_low"] < second["publishing/win_rate"]
     answer = client.chat.completions.create(model="test-policy", messages=CHAT, temperature=0, max_tokens=8)
     assert answer.model == "self-published-2"
-    assert Endpoint.attach("test-policy").versions.stable.folder == str(folder.published / "step_2")
+    kept = "published/step_2"
+    assert Endpoint.attach("test-policy").versions.stable.folder == f"s3://runs/published/self-published#{kept}"
+    (served,) = Path(other_node["RLHF_RAY_WORKING_FOLDER"]).glob(f"copies/*/self-published/{kept}/model.safetensors")
+    assert served.read_bytes() == (folder.path / kept / "model.safetensors").read_bytes()

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from rlhf_ray import sealed
 from rlhf_ray.cli import app
 from rlhf_ray.serving.target import version_of
-from rlhf_ray.storage.folders import NotWhole, put_folder
-from rlhf_ray.storage.location import portable, working_folder
+from rlhf_ray.serving.versions import Version
+from rlhf_ray.storage.folders import NotWhole, copy_here, put_folder
+from rlhf_ray.storage.location import copy_of, portable, working_folder
 from rlhf_ray.storage.session import read_run
 from rlhf_ray.storage.shares import ELSEWHERE, note_elsewhere, put_share, take_share
 from rlhf_ray.storage.store import Store
@@ -40,7 +41,12 @@ def test_a_run_is_read_without_its_weights_and_served_with_them(uri):
     run = read_run(uri)
     assert (run.policy / "config.json").is_file() and not (run.policy / "model.safetensors").exists()
     version = version_of(uri)
-    assert version.name == "small-3" and (Path(version.folder) / "model.safetensors").read_bytes() == b"weights"
+    assert version == Version("small-3", f"{uri}#policy") == version_of(f"{uri}#policy", "small-3")
+    assert not (run.policy / "model.safetensors").exists(), "each node that serves it fetches them"
+    assert copy_here(version.folder) == str(run.policy) == str(copy_of(version.folder))
+    assert (run.policy / "model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(NotWhole, match="sft is not there"):
+        version_of(f"{uri}#sft")
     assert not working_folder(uri).exists(), "a run that works here is left alone"
     with pytest.raises(RunFolderError, match="holds no run"):
         read_run(uri + "er")
