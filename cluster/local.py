@@ -97,9 +97,10 @@ class LocalCluster:
         """End all nodes, the newest first."""
         for node in reversed(self.nodes):
             node.terminate()
+        deadline = time.monotonic() + 10
         for node in reversed(self.nodes):
             try:
-                node.wait(15)
+                node.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 pass
             _kill(node, signal.SIGKILL)

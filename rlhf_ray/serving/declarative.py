@@ -25,7 +25,7 @@ class ServedVersion(Section):
     """`rlhf_ray.serving.versions.Version`."""
 
     name: str
-    """For clients; of the application, too: `<endpoint>/<name>`."""
+    """For clients; of the application, too: `<endpoint>.<name>`."""
     folder: str
     """Hugging Face folder that all nodes see, or `URI#name` of a model of a run on a store."""
 

@@ -169,8 +169,8 @@ async def started(endpoint: str, part: str) -> DeploymentHandle:
 
 
 def application(endpoint: str, part: str) -> str:
-    """Name of one of an endpoint's Serve applications."""
-    return f"{endpoint}/{part}"
+    """Name of one of an endpoint's Serve applications. Serve names files after it; no endpoint has a dot in its name."""
+    return f"{endpoint}.{part}"
 
 
 def build_gateway(config: ServingConfig, keys: Mapping[str, str] | None, versions: Versions) -> Application:

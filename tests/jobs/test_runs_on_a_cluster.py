@@ -1,17 +1,20 @@
-"""Runs on a real cluster of two nodes, by the commands: submitted, followed, stopped with a checkpoint, resumed; tokens."""
+"""Runs on a real cluster of two nodes, by the commands: submitted, followed, stopped with a checkpoint, resumed, served."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 
 from rlhf_ray.driver.checkpoint import load_state
 from rlhf_ray.driver.ledger import read_ledger
@@ -159,3 +162,47 @@ def test_a_run_is_submitted_watched_stopped_and_resumed_beside_another(cluster, 
     assert not [path for path in written if holds(path, FORWARDED)]
     # Ray itself writes down the environment of actors.
     assert not [p for p in written if holds(p, CANARY) and not p.name.startswith("runtime_env_agent")]
+
+
+@pytest.mark.timeout(600)
+def test_what_they_trained_is_served_as_a_file_says(cluster, command, project):
+    """Builds on the runs above: their policies by Ray Serve's own command, and a version that changes by changing the file."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = [f"port={port}", "keys_env=null", "policy.kv_cache_gb=0.1", "policy.workers.cpus=0.5"]
+    config = yaml.safe_load(command("serve", "runs/short", "--dry-run", *settings).stdout)
+    gateway, engines = config["applications"]
+    old, new = engines["args"]["version"], {"name": "another", "folder": str(project / "runs" / "long" / "policy")}
+    others = engines | {"name": "policy.another", "args": engines["args"] | {"version": new}}
+    config["applications"].append(others)
+    gateway["args"] |= {"candidate": new, "share": 0.5}
+    deploy(cluster, project, config)
+    said: list[str] = []
+    wait_for(lambda: said.extend(answering(port, "user")) or bool(said), 180, "an answer")
+    shared = {version for number in range(20) for version in answering(port, f"user {number}")}
+    assert shared == {"short-2", "another"}
+
+    del gateway["args"]["candidate"], gateway["args"]["share"]
+    gateway["args"] |= {"stable": new, "previous": old}
+    deploy(cluster, project, config)
+    wait_for(lambda: answering(port, "user 1") == answering(port, "user 2") == [new["name"]], 60, "the other version")
+    assert {version for number in range(20) for version in answering(port, f"user {number}")} == {new["name"]}
+
+
+def deploy(cluster, folder: Path, config: dict) -> None:
+    file = folder / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(file), "--address", cluster.address]
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def answering(port: int, user: str) -> list[str]:
+    """The version that answers a user; none as long as nobody does."""
+    body = {"model": "policy", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "user": user}
+    try:
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60)
+    except httpx.TransportError:
+        return []
+    return [answer.headers["x-policy-version"]] if answer.status_code == 200 else []
