@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def report(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(help="A folder of runs, or one run")] = Path("runs"),
+    folder: Annotated[str, typer.Argument(help="A folder of runs, or one run, by path or URI")] = "runs",
     host: Annotated[str, typer.Option(help="Where to listen; any but 127.0.0.1 needs a key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on", min=1, max=65535)] = 8266,
     address: Annotated[
@@ -49,10 +50,20 @@ def watch(
     ] = None,
 ) -> None:
     """Show the runs of a folder in a browser, with the curves of the report, while they grow."""
+    from rlhf_ray.storage.following import followed
+    from rlhf_ray.storage.location import is_uri
     from rlhf_ray.telemetry.run_folder import RunFolderError
 
-    if not folder.is_dir():
+    if is_uri(folder):
+        with followed(folder, partial(print, flush=True)) as copies:
+            _show(copies, host, port, address)
+        return
+    if not Path(folder).is_dir():
         raise RunFolderError(f"{folder} is no folder; name a run, or the folder in which runs are")
+    _show(Path(folder), host, port, address)
+
+
+def _show(folder: Path, host: str, port: int, address: str | None) -> None:
     _connect(address)
     from rlhf_ray.watch.service import LiveSite
 

@@ -86,6 +86,11 @@ def copy_folder(uri: str) -> Path:
     return working_root() / "copies" / _digest(parent) / name
 
 
+def watched_folder(uri: str) -> Path:
+    """Where the logs of a run, or of all runs below a URI, are kept up to be looked at, on this node."""
+    return working_root() / "watched" / _digest(uri) / uri.rpartition("/")[2]
+
+
 def copy_of(reference: str) -> Path:
     """Where commands and engines that only read a folder of a run on a store have it, on every node."""
     uri, _, name = reference.partition("#")

@@ -7,6 +7,7 @@ here, which is never older.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,12 +72,22 @@ def read_run(run: str, *models: str) -> RunFolder:
     if store.written("config.yaml") is None:
         raise RunFolderError(f"{store.uri} holds no run; expected a folder with a config.yaml in it")
     # Not the working folder: a run that was interrupted here may have newer files in it than the store.
-    folder, marked = RunFolder(copy_folder(store.uri)), folders(store)
-    _pull_files(store, folder.path, marked)
-    for name in marked:
-        if not name.startswith(("checkpoints/", "published/")) and manifest(store, name) is not None:
-            copy_here(f"{store.uri}#{name}", weights=name in models)
+    folder = RunFolder(copy_folder(store.uri))
+    for name in pull_logs(store, folder.path):
+        if name in models:
+            copy_here(f"{store.uri}#{name}")
     return folder
+
+
+def pull_logs(store: Store, folder: Path) -> list[str]:
+    """Bring what changed of a run's logs and figures, and of its models all but the weights; names of the models."""
+    marked = folders(store)
+    _pull_files(store, folder, marked)
+    skipped = ("checkpoints/", "published/")
+    models = [n for n in marked if not n.startswith(skipped) and manifest(store, n) is not None]
+    for name in models:
+        fetch_folder(store, folder, name, lambda file: not file.endswith(".safetensors"))
+    return models
 
 
 def read_file(uri: str) -> Path:
@@ -150,9 +161,18 @@ def _pull_newest(store: Store, folder: Path, place: str, steps: list[int], note:
 
 def _pull_files(store: Store, folder: Path, marked: list[str]) -> None:
     inside = tuple(f"{name}/" for name in (*marked, MANIFESTS))
-    for name in store.names():
-        if name != LOCK and not name.startswith(inside):
-            store.get_file(name, folder / name)
+    for name, mark in store.marks().items():
+        path = folder / name
+        if name == LOCK or name.startswith(inside) or (path.is_file() and _mark(path) == mark):
+            continue
+        store.get_file(name, path)
+        os.utime(path, (mark[1], mark[1]))
+
+
+def _mark(path: Path) -> tuple[int, float]:
+    """Of a file that `_pull_files` brought: that of the object."""
+    found = path.stat()
+    return found.st_size, found.st_mtime
 
 
 def _empty(folder: Path) -> None:

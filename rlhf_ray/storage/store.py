@@ -87,11 +87,17 @@ class Store:
 
     def names(self, below: str = "") -> list[str]:
         """Of all objects, or of those below a name, sorted."""
-        selector = FileSelector(self._path(below), allow_not_found=True, recursive=True)
+        return sorted(self.marks(below))
+
+    def marks(self, below: str = "") -> dict[str, tuple[int, float]]:
+        """Of all objects, or of those below a name: size in bytes, and when they were written, in seconds since the epoch."""
         with self._failing(below):
-            found = self._fs.get_file_info(selector)
-        paths = (info.path for info in found if info.type == FileType.File and not info.path.endswith(_PART))
-        return sorted(path.removeprefix(f"{self._root}/") for path in paths)
+            found = self._fs.get_file_info(FileSelector(self._path(below), allow_not_found=True, recursive=True))
+        return {
+            info.path.removeprefix(f"{self._root}/"): (info.size, info.mtime.timestamp())
+            for info in found
+            if info.type == FileType.File and not info.path.endswith(_PART)
+        }
 
     def written(self, name: str) -> datetime | None:
         """When an object was written, by the store's clock; None where there is none."""

@@ -81,7 +81,7 @@ def endpoint(ray_cluster, tiny_model, reward_model, other_node):
         None,
         [
             f"policy.workers.env={json.dumps(other_node)}",
-            "name=test-policy", f"port={free_port()}", f"reward_model={reward_model}", "policy.kv_cache_gb=0.1",
+            "name=test-policy", "gateways=2", f"port={free_port()}", f"reward_model={reward_model}", "policy.kv_cache_gb=0.1",
             "policy.workers.cpus=0.2", "rewards.cpus=0.1", "limits.max_tokens=24", "limits.requests_per_minute=100000",
             "cors_origins=[https://example.org]",
         ],

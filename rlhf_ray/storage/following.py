@@ -1,0 +1,77 @@
+"""Logs of runs on a store, on this machine, while the runs write them.
+
+Invariants: what is here is as the store had it at some moment, file by file; a run that is gone there goes here; an outage costs
+nothing but time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf_ray.storage.location import watched_folder
+from rlhf_ray.storage.session import pull_logs
+from rlhf_ray.storage.store import Store, StoreFailed
+from rlhf_ray.telemetry.run_folder import RunFolderError
+
+Note = Callable[[str], None]
+
+
+@contextmanager
+def followed(uri: str, note: Note, every_s: float = 5.0) -> Iterator[Path]:
+    """The folder in which a run, or all runs below a URI, are kept up until the block ends.
+
+    Args:
+        note: is told of outages, each once, and of their ends.
+        every_s: longest rest between two looks; at most a tenth of the time goes into copying.
+
+    Raises:
+        RunFolderError: there is no run.
+        StoreFailed: the store does not answer at the beginning.
+    """
+    store = Store(uri)
+    root, ending = watched_folder(store.uri), threading.Event()
+    if not refresh(store, root):
+        raise RunFolderError(f"{store.uri} holds no run, and no folders with runs")
+    thread = threading.Thread(target=_keep_up, args=(store, root, every_s, ending, note), name="following", daemon=True)
+    thread.start()
+    try:
+        yield root
+    finally:
+        ending.set()
+        thread.join()
+
+
+def refresh(store: Store, root: Path) -> bool:
+    """Make the copies what the store has now; whether it has a run."""
+    if store.written("config.yaml") is not None:
+        pull_logs(store, root)
+        return True
+    places = (name.split("/") for name in store.names())  # Google's store knows no folders that could be asked for
+    runs = {place[0] for place in places if place[1:] == ["config.yaml"]}
+    for name in runs:
+        pull_logs(Store(f"{store.uri}/{name}"), root / name)
+    for gone in set(root.iterdir() if root.is_dir() else ()) - {root / name for name in runs}:
+        shutil.rmtree(gone)
+    return bool(runs)
+
+
+def _keep_up(store: Store, root: Path, every_s: float, ending: threading.Event, note: Note) -> None:
+    rest_s, since = every_s, None
+    while not ending.wait(rest_s):
+        began = time.monotonic()
+        try:
+            refresh(store, root)
+        except StoreFailed as error:
+            if since is None:
+                since = began
+                note(f"the store does not answer; the page shows what was known: {error}")
+            continue
+        if since is not None:
+            note(f"the store answers again, after {time.monotonic() - since:.0f} s")
+            since = None
+        rest_s = max(every_s, 10 * (time.monotonic() - began))
