@@ -189,7 +189,7 @@ def test_what_the_dashboard_shows_of_an_endpoint_is_exported(url, client):
         f"{url}/score", json={"prompts": [CHAT], "responses": ["On Monday."]}, headers=headers
     ).raise_for_status()
     assert httpx.get(f"{url}/models").status_code == 401
-    applications = {f"test-policy/{part}" for part in ("gateway", "first", "reward-model")}
+    applications = {f"test-policy.{part}" for part in ("gateway", "first", "reward-model")}
     wanted = {series for metric in OF_SERVING for series in metric.series}
 
     def working(series: dict[str, float]) -> set[str]:
