@@ -24,17 +24,19 @@ def report(
 ) -> None:
     """Write a run's report.html again, or one page with several runs side by side."""
     from rlhf_ray.storage.session import read_run
-    from rlhf_ray.telemetry.report import write_comparison, write_report
+    from rlhf_ray.telemetry.report import output_file, write_comparison, write_report
     from rlhf_ray.telemetry.run_folder import RunFolderError
 
+    # First: a run on a store is copied before it can be read.
+    target = None if output is None else output_file(output)
     runs = [read_run(folder) for folder in folders]
     for run in runs:
         if not run.holds_run:
             raise RunFolderError(f"{run.path} is not a run's folder; expected one with a config.yaml")
     if len(runs) == 1:
-        print(write_report(runs[0], output))
+        print(write_report(runs[0], target))
     else:
-        print(write_comparison(runs, (output or Path("comparison.html")).absolute()))
+        print(write_comparison(runs, target or Path("comparison.html")))
 
 
 @app.command()

@@ -7,11 +7,12 @@ Invariant: events are only ever appended, also on resume, where steps may come a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_ray.telemetry.jsonl import Closing, JsonLines, read_jsonl
+from rlhf_ray.telemetry.jsonl import Closing, JsonLines, damaged, read_jsonl
 from rlhf_ray.telemetry.prometheus import EventCounter
 
 EventKind = Literal[
@@ -35,6 +36,16 @@ class Event:
     """The same for programs: step, worker, reason, count, …; JSON values."""
 
 
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "time": ((int, float), "a number"),
+    "kind": (str, "a text"),
+    "message": (str, "a text"),
+    "fields": (dict, "an object"),
+}
+_ALERT_FIELDS = ("alert", "change", "step")
+"""Without them an alert is about nothing."""
+
+
 class EventLog(Closing):
     """The run's events.jsonl, written by the driver alone; counted for Prometheus under the name of its folder."""
 
@@ -53,5 +64,27 @@ class EventLog(Closing):
 
 
 def read_events(path: str | Path) -> list[Event]:
-    """All events in the order in which they happened; empty where there is no file."""
-    return [Event(record["time"], record["kind"], record["message"], record["fields"]) for record in read_jsonl(path)]
+    """All events in the order in which they happened; empty where there is no file.
+
+    Raises DamagedLine naming file and line where a whole line is no event.
+    """
+    events = []
+    for number, record in enumerate(read_jsonl(path), start=1):
+        try:
+            events.append(event_of(record))
+        except ValueError as error:
+            raise damaged(Path(path), number, str(error)) from error
+    return events
+
+
+def event_of(record: Mapping[str, Any]) -> Event:
+    """The event that a record of events.jsonl is. Raises ValueError, saying what it lacks, where it is none."""
+    for name, (types, said) in _TYPES.items():
+        if name not in record:
+            raise ValueError(f"no {name!r}, which every event has. Restore or remove the line.")
+        if not isinstance(record[name], types):
+            raise ValueError(f"{name} is {record[name]!r}; {said} is expected. Restore or remove the line.")
+    event = Event(record["time"], record["kind"], record["message"], record["fields"])
+    if event.kind == "alert" and (missing := [name for name in _ALERT_FIELDS if name not in event.fields]):
+        raise ValueError(f"no {missing[0]!r} in its fields, which every alert has. Restore or remove the line.")
+    return event

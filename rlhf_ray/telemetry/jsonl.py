@@ -14,13 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rlhf_ray.errors import InputError
 from rlhf_ray.telemetry.run_folder import atomic_write
+
+
+class DamagedLine(InputError, ValueError):
+    """A whole line of a log is not what its writer writes: the file was damaged, or edited."""
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file; none where there is no file. A torn last line is skipped.
 
-    Raises ValueError naming file and line where a whole line is not a JSON object: that is damage, not a crash.
+    Raises DamagedLine naming file and line where a whole line is not a JSON object: that is damage, not a crash.
     """
     path = Path(path)
     if not path.exists():
@@ -33,7 +38,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def last_record(path: str | Path, block: int = 1 << 16) -> dict[str, Any] | None:
-    """The newest whole record, without reading the rest; None where there is none."""
+    """The newest whole record, without reading the rest; None where there is none. Raises DamagedLine where it is no record."""
     path = Path(path)
     if not path.exists():
         return None
@@ -45,7 +50,7 @@ def last_record(path: str | Path, block: int = 1 << 16) -> dict[str, Any] | None
             position, tail = start, file.read(position - start) + tail
             whole = tail[: tail.rfind(b"\n") + 1]
             if whole and (position == 0 or whole.count(b"\n") > 1):
-                return parse_line(whole.splitlines()[-1], path, -1)
+                return parse_line(whole.splitlines()[-1], path, None)
     return None
 
 
@@ -70,7 +75,7 @@ class JsonLines:
     def __init__(self, path: str | Path, keep_until_step: int | None) -> None:
         """Open for appending, after dropping a torn last line and every record whose `step` is above `keep_until_step`.
 
-        None drops nothing but the torn line.
+        None drops nothing but the torn line. Raises DamagedLine where a whole line is no record.
         """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,12 +124,21 @@ def _cut(path: Path, keep_until_step: int | None) -> dict[str, Any] | None:
     return last
 
 
-def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """The record of one line. Raises ValueError naming file and line where it holds none."""
+def parse_line(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
+    """The record of one line; `number` None: the last whole one.
+
+    Raises DamagedLine naming file and line where it holds none.
+    """
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error}). Restore or remove the line.") from error
+        raise damaged(path, number, f"not JSON ({error}). Restore or remove the line.") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path}, line {number}: a JSON object was expected, not {type(record).__name__}.")
+        what = f"a JSON object was expected, not {type(record).__name__}. Restore or remove the line."
+        raise damaged(path, number, what)
     return record
+
+
+def damaged(path: Path, number: int | None, what: str) -> DamagedLine:
+    """What is wrong with a line, and where it is; `number` None: the last whole one."""
+    return DamagedLine(f"{path}, {'last whole line' if number is None else f'line {number}'}: {what}")

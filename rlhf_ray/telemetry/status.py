@@ -12,17 +12,26 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import yaml
 
+from rlhf_ray.errors import InputError
 from rlhf_ray.telemetry.alert_log import raised_alerts
 from rlhf_ray.telemetry.events import read_events
-from rlhf_ray.telemetry.jsonl import last_record
+from rlhf_ray.telemetry.jsonl import damaged, last_record
 from rlhf_ray.telemetry.run_folder import RunFolder
 
 MARK = "::rlhf-ray-status "
 """Begins a line for programs in a job's log."""
 _STAGE = re.compile(r"(?P<stage>\w+) (?P<what>begins|ends)")
+_FIGURES = ("step", "reward/mean", "kl/sequence", "loss", "throughput/tokens_per_s")
+"""What a status takes from a record."""
+
+
+class DamagedConfig(InputError, ValueError):
+    """A run's config.yaml is not what a run writes."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,12 @@ class RunStatus:
 
 
 def read_status(folder: RunFolder) -> RunStatus:
-    """Of a run's folder, whether it runs or not."""
+    """Of a run's folder, whether it runs or not.
+
+    Raises:
+        DamagedLine: naming file and line, where one of events.jsonl or the last one of metrics.jsonl is damaged.
+        DamagedConfig: where config.yaml is.
+    """
     events = read_events(folder.events)
     turns = [match for event in events if (match := _STAGE.fullmatch(event.message))]
     stage = turns[-1]["stage"] if turns else None
@@ -65,21 +79,49 @@ def read_status(folder: RunFolder) -> RunStatus:
         metrics = max(members, key=lambda path: path.stat().st_mtime, default=folder.stage_metrics(stage))
     else:
         metrics = folder.metrics
-    last = last_record(metrics) or {}
-    config = yaml.safe_load(folder.config.read_text()) if folder.config.is_file() else {}
+    last = _figures(metrics)
+    steps, stages = _plan(folder.config)
     return RunStatus(
         run=folder.name,
         stage=stage,
         step=last.get("step"),
-        steps=None if supervised else config.get("ppo", {}).get("steps"),
+        steps=None if supervised else steps,
         reward=last.get("reward/mean"),
         kl=last.get("kl/sequence"),
         loss=last.get("loss"),
         throughput=last.get("throughput/tokens_per_s"),
         faults=sum(event.kind == "fault" for event in events),
         alerts=sum(alert.over_at is None for alert in raised_alerts(events)),
-        ended=stage is not None and turns[-1]["what"] == "ends" and stage in config.get("stages", [])[-1:],
+        ended=stage is not None and turns[-1]["what"] == "ends" and stage in stages[-1:],
     )
+
+
+def _figures(metrics: Path) -> dict[str, Any]:
+    """The newest record of a stage."""
+    last = last_record(metrics) or {}
+    for name in _FIGURES:
+        if not isinstance(last.get(name), int | float | None):
+            what = f"{name} is {last[name]!r}; a number or null is expected. Restore or remove the line."
+            raise damaged(metrics, None, what)
+    return last
+
+
+def _plan(config: Path) -> tuple[int | None, list[Any]]:
+    """The steps of PPO and the stages that a config.yaml has; nothing where there is no file."""
+    if not config.is_file():
+        return None, []
+    remedy = "Restore it from a copy, or delete it and resume the run with the same config, which writes it anew."
+    try:
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise DamagedConfig(f"{config} is damaged: not YAML ({' '.join(str(error).split())}). {remedy}") from error
+    if not isinstance(found, dict):
+        what = "empty" if found is None else f"{type(found).__name__} where a mapping is expected"
+        raise DamagedConfig(f"{config} is damaged: {what}. {remedy}")
+    ppo, stages = found.get("ppo", {}), found.get("stages", [])
+    if not (isinstance(ppo, dict) and isinstance(ppo.get("steps"), int | None) and isinstance(stages, list)):
+        raise DamagedConfig(f"{config} is damaged: a number in ppo.steps and a list in stages are expected. {remedy}")
+    return ppo.get("steps"), stages
 
 
 def newest_status(lines: Iterable[str]) -> RunStatus | None:

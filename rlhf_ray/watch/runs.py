@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from rlhf_ray.telemetry.run_folder import QUALITY, RunFolder
 from rlhf_ray.telemetry.status import RunStatus, read_status
 from rlhf_ray.telemetry.tail import fingerprint
@@ -90,7 +88,6 @@ def _row(folder: RunFolder) -> Row:
     changed = max((mtime_ns / 1e9 for _, _, mtime_ns in known), default=None)
     try:
         return Row(folder.name, changed, read_status(folder))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError) as error:
         # Other programs write these files: whatever is in them, the list says so and shows the other runs.
-        said = str(error) if isinstance(error, ValueError | yaml.YAMLError) else f"{type(error).__name__}: {error}"
-        return Row(folder.name, changed, RunStatus(folder.name), said)
+        return Row(folder.name, changed, RunStatus(folder.name), str(error))

@@ -63,6 +63,15 @@ def test_runs_of_different_length_share_a_chart_with_a_line_each(tmp_path):
     assert [(line["label"], line["colour"]) for line in drawn["Value loss"]] == [("long", 2)], "its colour everywhere"
 
 
+def test_faults_are_a_line_for_every_run(tmp_path):
+    one, two = make_run(tmp_path / "one", 3), make_run(tmp_path / "two", 2)
+    event = {"time": 1.7e9 + 1.5, "kind": "fault", "message": "a worker died", "fields": {}}
+    one.events.write_text(json.dumps(event) + "\n")
+    faults = {line["label"]: line for line in charts(compare(tmp_path, one, two))["Faults so far"]}
+    assert (faults["one"]["text"], faults["two"]["text"]) == (["0", "1", "1"], ["0", "0"])
+    assert (faults["one"]["colour"], faults["two"]["colour"]) == (1, 2)
+
+
 def test_figures_stand_side_by_side_and_a_dash_where_there_is_none(tmp_path):
     html = compare(tmp_path, make_run(tmp_path / "one", 3), make_run(tmp_path / "two", 4, evaluated=False))
     assert table_row(html, "Win rate against SFT") == ["90.0\u202f%", "—"]
@@ -121,4 +130,6 @@ def test_the_command_writes_where_it_is_told(tmp_path, monkeypatch):
     CliRunner().invoke(app, ["report", "one", "two", "--output", "both.html"], catch_exceptions=False)
     assert (tmp_path / "both.html").read_bytes() == (tmp_path / "comparison.html").read_bytes()
     CliRunner().invoke(app, ["report", "one"], catch_exceptions=False)
+    CliRunner().invoke(app, ["report", "one", "--output", "page.html"], catch_exceptions=False)
+    assert (tmp_path / "page.html").read_bytes() == one.report.read_bytes()
     assert "one" in one.report.read_text() and CliRunner().invoke(app, ["report", "nowhere"]).exit_code != 0

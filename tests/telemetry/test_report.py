@@ -176,6 +176,25 @@ def test_curves_of_any_length(folder, count):
     assert folder.report.stat().st_size < 400_000
 
 
+def write_faults(folder, *times):
+    lines = ({"time": time, "kind": "fault", "message": "a worker died", "fields": {}} for time in times)
+    folder.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_faults_are_a_curve_that_ends_with_all_of_them(folder):
+    write_steps(folder, 4)
+    write_faults(folder, 1.7e9 + 1.5, 1.7e9 + 3, 1.7e9 + 60)
+    page = page_of(folder)
+    (faults,) = page.charts()["Faults so far"]
+    assert (faults["step"], faults["text"]) == ([1, 2, 3, 4], ["0", "1", "2", "3"])
+    assert "3 fault" in page.text, "as the events say"
+
+
+def test_a_run_without_a_fault_shows_so(folder):
+    write_steps(folder, 3)
+    assert page_of(folder).charts()["Faults so far"][0]["text"] == ["0", "0", "0"]
+
+
 def test_null_values_are_left_out_of_a_curve_and_counted(folder):
     lines = [{"step": step, "timestamp": 1, "value/loss": None if step == 2 else 0.5} for step in (1, 2, 3)]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))

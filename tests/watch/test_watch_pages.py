@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from html import unescape
 
 import pytest
 from fastapi.testclient import TestClient
@@ -78,6 +79,19 @@ def test_a_page_is_sent_again_only_when_a_file_behind_it_has_changed(client, roo
         assert client.get(place, headers=known).status_code == 200
 
 
+def test_a_fault_is_on_the_curve_when_one_looks_again(client, root):
+    def faults():
+        html = unescape(client.get("/runs?run=first").text)
+        return json.loads(re.search(r'aria-label="Faults so far" data-hover="(\[.*?\])">', html)[1])[0]["text"]
+
+    assert faults() == ["0", "0", "1"]
+    with EventLog(RunFolder(root / "first").events) as log:
+        log.emit("fault", "another died")
+    assert faults() == ["0", "0", "2"]
+    (root / "first" / "events.jsonl").unlink()
+    assert faults() == ["0", "0", "0"]
+
+
 def test_a_long_run_is_parsed_once(client, root, monkeypatch):
     long = make_run(root / "long", 0)
     add_steps(long, range(1, 20_001))
@@ -130,6 +144,10 @@ def test_damage_is_told_and_the_rest_is_shown(client, root):
     (root / "first" / "events.jsonl").write_text("damaged\n")
     listed = client.get("/").text
     assert "events.jsonl, line 1: not JSON" in listed and "5 of 10" in listed
+    (root / "first" / "events.jsonl").write_text('{"time": 1.0}\n')
+    assert "events.jsonl, line 1: no &#39;kind&#39;" in client.get("/").text
+    (root / "second" / "config.yaml").write_text("")
+    assert "config.yaml is damaged: empty" in client.get("/").text
 
 
 def test_a_run_that_is_deleted_is_said_to_be_gone(client, root):

@@ -2,6 +2,7 @@
 paper, and from an archive."""
 
 from rlhf_ray.telemetry.report.comparison import write_comparison
+from rlhf_ray.telemetry.report.output import output_file
 from rlhf_ray.telemetry.report.page import write_report
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["output_file", "write_comparison", "write_report"]

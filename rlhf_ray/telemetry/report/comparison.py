@@ -17,6 +17,7 @@ from rlhf_ray.telemetry.report.charts import SERIES_COLOURS, compared_sections
 from rlhf_ray.telemetry.report.content import MAX_ANSWERS, STAGES, Answers, Content
 from rlhf_ray.telemetry.report.differences import Row, config_rows, figure_rows
 from rlhf_ray.telemetry.report.headlines import POLICY_NAMES
+from rlhf_ray.telemetry.report.output import output_file
 from rlhf_ray.telemetry.report.page import Answered, Shown, shown
 from rlhf_ray.telemetry.report.reader import read_content
 from rlhf_ray.telemetry.report.shell import REPORT, Shell, fill
@@ -42,8 +43,10 @@ def write_comparison(folders: Sequence[RunFolder], path: Path) -> Path:
 
     Raises:
         ComparisonError: one is given twice, or there are more than colours.
-        ValueError: naming file and line, where a file of a run is damaged.
+        OutputError: the path is no place for a file.
+        DamagedRun: naming file and line, where a file of a run is damaged.
     """
+    path = output_file(path)
     labels = labels_of([folder.path for folder in folders])
     atomic_write(path, render_comparison(dict(zip(labels, map(read_content, folders), strict=True))))
     return path

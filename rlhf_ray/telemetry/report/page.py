@@ -14,6 +14,7 @@ from rlhf_ray.telemetry.report.charts import ppo_sections, stage_sections
 from rlhf_ray.telemetry.report.content import MAX_ANSWERS, ROUTINE_EVENTS, Answers, Content
 from rlhf_ray.telemetry.report.figures import clock, duration
 from rlhf_ray.telemetry.report.headlines import POLICY_NAMES, headlines
+from rlhf_ray.telemetry.report.output import output_file
 from rlhf_ray.telemetry.report.quality import quality_section
 from rlhf_ray.telemetry.report.reader import read_content
 from rlhf_ray.telemetry.report.shell import REPORT, Shell, fill
@@ -44,9 +45,11 @@ def write_report(folder: RunFolder, path: Path | None = None) -> Path:
     """Write `report.html`, or `path`, from whatever the run's folder holds so far, replacing an older one; returns its
     path.
 
-    Raises ValueError, naming file and line, where a file of the run is damaged.
+    Raises:
+        OutputError: the path is no place for a file.
+        DamagedRun: naming file and line, where a file of the run is damaged.
     """
-    path = folder.report if path is None else path.absolute()
+    path = output_file(folder.report if path is None else path)
     atomic_write(path, render(read_content(folder)))
     return path
 

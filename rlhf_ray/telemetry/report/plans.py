@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf_ray.telemetry.names import FAULTS
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,12 +44,13 @@ PPO: tuple[Question, ...] = (
         Plan("Gradient norm", ("policy/grad_norm", "value/grad_norm")),
         Plan("Learning rate", ("policy/learning_rate", "value/learning_rate")),
     )),
-    ("How it runs", "Whether engine and learner agree, and where the time goes.", (
+    ("How it runs", "Whether engine and learner agree, where the time goes, and what failed on the way.", (
         Plan("Engine against learner, |Δ logp|", ("engine/logprob_difference_mean", "engine/logprob_difference_max")),
         Plan("Staleness", ("staleness/mean", "staleness/max")),
         Plan("Samples per second", ("throughput/samples_per_s",)),
         Plan("Tokens per second", ("throughput/*",), without=("throughput/samples_per_s",)),
         Plan("Idle share", ("idle/*",)),
+        Plan("Faults so far", (FAULTS.name,)),
     )),
 )  # fmt: skip
 TIME: Question = ("Where the time goes", "Wall time of a step, and of it the time in which each phase was active.", (

@@ -7,24 +7,31 @@ Invariants: what was read before is not parsed again; damage in one file leaves 
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.errors import InputError
 from rlhf_ray.telemetry.alert_log import raised_alerts
-from rlhf_ray.telemetry.events import Event
+from rlhf_ray.telemetry.events import Event, event_of
 from rlhf_ray.telemetry.report.content import MAX_EVENTS, ROUTINE_EVENTS, STAGES, Answers, Content
+from rlhf_ray.telemetry.report.faults import with_faults
 from rlhf_ray.telemetry.report.table import Table
 from rlhf_ray.telemetry.run_folder import RunFolder
 from rlhf_ray.telemetry.tail import Tail, fingerprint
 
 
+class DamagedRun(InputError, ValueError):
+    """Files of a run cannot be read; the message has a line for each place."""
+
+
 def read_content(folder: RunFolder) -> Content:
-    """Read a run's folder. Raises ValueError, naming file and line, where a file is damaged."""
+    """Read a run's folder. Raises DamagedRun, naming file and line, where a file is damaged."""
     content = RunReader(folder).read()
     if content.problems:
-        raise ValueError("\n".join(content.problems))
+        raise DamagedRun("\n".join(content.problems))
     return content
 
 
@@ -38,6 +45,7 @@ class RunReader:
         self._counts: Counter[str] = Counter()
         self._notable: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._alerts: list[Event] = []
+        self._faults = array("d")
         self._tails = [
             *(self._tail_of_stage(stage) for stage in STAGES),
             Tail(folder.evaluation_samples, self._take_answers, self._answers.clear),
@@ -59,7 +67,7 @@ class RunReader:
         evaluation = _read_json(self.folder.evaluation, "Evaluate again to write it anew", problems)
         return Content(
             name=self.folder.name,
-            stages=self._stages,
+            stages={**self._stages, "ppo": with_faults(self._stages["ppo"], self._faults)},
             reward_quality=quality,
             evaluation=evaluation,
             answers=self._answers,
@@ -85,18 +93,19 @@ class RunReader:
         )
 
     def _take_event(self, record: Mapping[str, Any]) -> None:
-        if missing := {"time", "kind", "message", "fields"} - record.keys():
-            raise ValueError(f"no {min(missing)!r}, which every event has; remove the line")
-        event = Event(record["time"], record["kind"], record["message"], record["fields"])
+        event = event_of(record)
         self._counts[event.kind] += 1
         if event.kind == "alert":
             self._alerts.append(event)
+        if event.kind == "fault":
+            self._faults.append(event.time)
         if event.kind not in ROUTINE_EVENTS:
             self._notable.append(event)
 
     def _clear_events(self) -> None:
         self._counts.clear()
         self._alerts.clear()
+        del self._faults[:]
         self._notable.clear()
 
 

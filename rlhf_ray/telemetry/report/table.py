@@ -25,6 +25,7 @@ class Table:
         self._steps = array("q")
         self._rows: dict[str, array[int]] = {}
         self._values: dict[str, array[float]] = {}
+        self._timestamps = array("d")
         self.began: float | None = None
         self.ended: float | None = None
         """Seconds since the epoch of the first and of the last record; None where there is none."""
@@ -54,7 +55,23 @@ class Table:
                 self._values.setdefault(name, array("d")).append(math.nan if value is None else value)
         self._steps.append(step)
         self.ended = record.get("timestamp")
+        self._timestamps.append(math.nan if self.ended is None else self.ended)
         self.began = self.ended if len(self._steps) == 1 else self.began
+
+    def with_figure(self, name: str, rows: np.ndarray, values: np.ndarray) -> Table:
+        """These records with one more figure, instead of their own of that name. What they have is shared, not copied: this
+        table may grow, and the new one is what it was then.
+
+        Args:
+            rows: int [N], of the records that have the figure, ascending.
+            values: [N], finite.
+        """
+        table = Table()
+        table._steps, table._timestamps = self._steps, self._timestamps
+        table.began, table.ended = self.began, self.ended
+        table._rows = self._rows | {name: array("q", rows.astype(np.int64).tobytes())}
+        table._values = self._values | {name: array("d", values.astype(np.float64).tobytes())}
+        return table
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -73,6 +90,11 @@ class Table:
     def steps(self) -> np.ndarray:
         """int64 [len(self)]."""
         return np.array(self._steps)
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """float64 [len(self)], seconds since the epoch; not-a-number where a record has none."""
+        return np.array(self._timestamps)
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers int64 [N] and values float64 [N] of the records that have the figure; N is 0 where none has."""
