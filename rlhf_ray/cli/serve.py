@@ -39,13 +39,16 @@ def serve(
 ) -> None:
     """Serve a policy with OpenAI's API: chat, completions, streaming, models; scores, if it has a reward model."""
     from rlhf_ray.config.loading import load_serving
-    from rlhf_ray.models.loading import check_reward_model
+    from rlhf_ray.models.loading import check_model_folder, check_reward_model
     from rlhf_ray.serving.target import version_of
     from rlhf_ray.storage.folders import copy_here
 
     settings, version = load_serving(config, overrides or []), version_of(target, label)
     if settings.reward_model is not None:
-        check_reward_model(copy_here(settings.reward_model, weights=False), None)
+        folder = copy_here(settings.reward_model, weights=False)
+        if folder == settings.reward_model:
+            check_model_folder(folder, "reward_model")
+        check_reward_model(folder, None)
     if dry_run:
         _print_config(settings, version)
         return
@@ -108,6 +111,16 @@ def rollback(name: Name = "policy", address: Address = "auto") -> None:
     from rlhf_ray.serving.endpoint import Endpoint
 
     _show(Endpoint.attach(name).roll_back())
+
+
+@app.command()
+def unserve(name: Name = "policy", address: Address = "auto") -> None:
+    """End an endpoint that `serve --address` left serving, when it has answered what it was asked."""
+    _connect(address)
+    from rlhf_ray.serving.endpoint import Endpoint
+
+    Endpoint.attach(name).stop()
+    print(f"{name} is not served any more")
 
 
 @app.command()

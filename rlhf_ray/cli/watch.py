@@ -69,7 +69,7 @@ def _show(folder: Path, host: str, port: int, address: str | None) -> None:
     _connect(address)
     from rlhf_ray.watch.service import LiveSite
 
-    site = LiveSite.open(folder, host, port, KEYS)
+    site = LiveSite.open(folder, host, port, KEYS, shared=address is not None)
     # Whoever ends it otherwise means the same.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

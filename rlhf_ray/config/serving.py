@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -68,7 +69,7 @@ class LimitsConfig(Section):
     max_tokens: int = Field(512, ge=1)
     """Most tokens that a request may ask for, and what one gets that does not say."""
     choices: int = Field(4, ge=1)
-    """Most answers to one request (`n`)."""
+    """Most answers to one request: `n`, of each of its prompts."""
     requests_per_minute: int = Field(600, ge=1)
     """Of one key, in any 60 seconds, at each gateway."""
     in_flight: int = Field(256, ge=1)
@@ -103,6 +104,8 @@ class ServingConfig(Section):
     """A reward model's folder, to score answers at `/v1/score`; or `URI#reward_model` of a run on a store."""
     rewards: Workers = Workers(cpus=0.25)
     """What the reward model's replica reserves; `count` replicas."""
+    start_s: float = Field(1800.0, gt=0)
+    """Longest wait for the engines of a version, or the gateway, to come up; also for nodes with room for them."""
     drain_s: float = Field(60.0, ge=0)
     """Longest wait for the requests of a version that is retired."""
 
@@ -112,6 +115,12 @@ class ServingConfig(Section):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,40}", name):
             raise ValueError("must be of a-z, 0-9 and -, at most 41 characters")
         return name
+
+    @field_validator("reward_model")
+    @classmethod
+    def _absolute(cls, folder: str | None) -> str | None:
+        """What a relative path means here, it would not mean on the nodes."""
+        return folder if folder is None or "://" in folder else str(Path(folder).expanduser().absolute())
 
     @field_validator("cors_origins")
     @classmethod

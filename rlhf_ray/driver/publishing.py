@@ -71,8 +71,13 @@ class Publishing:
         """Publish the policy if this is a step for that and it is better; the metrics of the comparison."""
         if step % self.config.every:
             return {}
-        candidate = await self.examine(step)
+        if self._deploying is not None and not self._deploying.done():
+            self.events.emit(
+                "warning", f"the policy of step {step} was not looked at: the last version is still starting"
+            )
+            return {}
         await self.settle()
+        candidate = await self.examine(step)
         won = win_rate(np.asarray(candidate.values), np.asarray(self._last.values))
         if won is None:
             return {}

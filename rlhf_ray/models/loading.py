@@ -102,6 +102,11 @@ def check_reward_model(path: str, reading: str | None) -> None:
     RewardHeads.read(config).coefficients(reading)
 
 
+def context_of(folder: str) -> int:
+    """Most tokens that the folder's model reads."""
+    return int(_config(folder).max_position_embeddings)
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer.
 

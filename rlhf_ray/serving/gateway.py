@@ -18,6 +18,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from ray import serve
+from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -33,16 +34,16 @@ from rlhf_ray.serving.versions import Version, Versions, draw_of
 HEADER = "x-policy-version"
 REWARDS = "reward-model"
 """Names the application that scores answers."""
-START_S = 600.0
-"""Longest wait for an application that the gateway needs."""
 
 
 class Gateway(OpenAiIngress):
     """One process of the gateway."""
 
-    def __init__(self, config: ServingConfig, keys: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, config: ServingConfig, keys: Mapping[str, str] | None, runtime_env: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__({}, {})
-        self.config, self.keys = config, keys
+        self.config, self.keys, self.runtime_env = config, keys, runtime_env or {}
         self.name, self.limits = config.name, config.limits
         self.rewards: DeploymentHandle | None = None
         self.versions: Versions | None = None
@@ -52,9 +53,10 @@ class Gateway(OpenAiIngress):
     async def reconfigure(self, versions: dict[str, Any]) -> None:
         """Take over which versions there are. Serve calls it at the start and at every change, beside requests."""
         new = Versions.from_dict(versions)
-        handles = {v.name: (await started(self.name, v.name)).options(stream=True) for v in new.alive}
+        patience_s = self.config.start_s
+        handles = {v.name: (await started(self.name, v.name, patience_s)).options(stream=True) for v in new.alive}
         if self.config.reward_model is not None and self.rewards is None:
-            self.rewards = await started(self.name, REWARDS)
+            self.rewards = await started(self.name, REWARDS, patience_s)
         # Handles first: a request may see either state, and one that chose a version before it changed still finds it.
         self._configured_serve_handles = self._configured_serve_handles | handles
         self.versions = new
@@ -63,9 +65,9 @@ class Gateway(OpenAiIngress):
         """For whoever publishes."""
         return self.versions.as_dict()
 
-    async def settings(self) -> tuple[ServingConfig, Mapping[str, str] | None]:
+    async def settings(self) -> tuple[ServingConfig, Mapping[str, str] | None, Mapping[str, Any]]:
         """What the endpoint was started with."""
-        return self.config, self.keys
+        return self.config, self.keys, self.runtime_env
 
     async def in_flight(self, version: str) -> int:
         """Requests that the version is answering for this gateway."""
@@ -95,7 +97,9 @@ class Gateway(OpenAiIngress):
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """Completions."""
-        body.max_tokens = self._allowed(body.max_tokens, body.n)
+        several = isinstance(body.prompt, list) and not isinstance(next(iter(body.prompt), None), int)
+        prompts = len(body.prompt) if several else 1
+        body.max_tokens = self._allowed(body.max_tokens, (body.n or 1) * prompts)
         return await self._answer(body, "completions", request)
 
     async def score(self, body: ScoreRequest) -> dict[str, Any]:
@@ -104,7 +108,10 @@ class Gateway(OpenAiIngress):
             raise HTTPException(404, "this endpoint serves no reward model; start it with reward_model=FOLDER")
         if len(body.prompts) != len(body.responses):
             raise HTTPException(400, f"{len(body.prompts)} prompts for {len(body.responses)} responses")
-        return {"scores": await self.rewards.score.remote(body)}
+        scores = await self.rewards.score.remote(body)
+        if isinstance(scores, str):
+            raise HTTPException(400, scores)
+        return {"scores": scores}
 
     async def _answer(self, body: Any, method: str, request: Request) -> Response:
         version = self._version(body.model, body.user)
@@ -138,12 +145,14 @@ class Gateway(OpenAiIngress):
             raise HTTPException(404, f"there is no model {model!r}; there are {known}")
         return version
 
-    def _allowed(self, tokens: int | None, choices: int | None) -> int:
+    def _allowed(self, tokens: int | None, choices: int | None) -> int | None:
         if tokens is not None and not 1 <= tokens <= self.limits.max_tokens:
             raise HTTPException(400, f"max_tokens is {tokens}; from 1 to {self.limits.max_tokens} are allowed")
         if (choices or 1) > self.limits.choices:
-            raise HTTPException(400, f"n is {choices}; at most {self.limits.choices} are allowed")
-        return tokens or self.limits.max_tokens
+            raise HTTPException(
+                400, f"{choices} answers are asked for (n of each prompt); at most {self.limits.choices} are allowed"
+            )
+        return tokens
 
     async def _get_model_id(self, model: str | None) -> str:
         return model
@@ -152,13 +161,13 @@ class Gateway(OpenAiIngress):
         return self._configured_serve_handles[model_id]
 
 
-async def started(endpoint: str, part: str) -> DeploymentHandle:
-    """A handle to one of an endpoint's applications. Those of a config file start all at once, so this one may come first.
+async def started(endpoint: str, part: str, patience_s: float) -> DeploymentHandle:
+    """A handle to one of an endpoint's applications. They start all at once, so the gateway may come first.
 
     Raises:
         RayServeException: it did not come.
     """
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             return serve.get_app_handle(application(endpoint, part))
@@ -173,11 +182,17 @@ def application(endpoint: str, part: str) -> str:
     return f"{endpoint}.{part}"
 
 
-def build_gateway(config: ServingConfig, keys: Mapping[str, str] | None, versions: Versions) -> Application:
+def build_gateway(
+    config: ServingConfig,
+    keys: Mapping[str, str] | None,
+    versions: Versions,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> Application:
     """The application that has the endpoint's route.
 
     Args:
         keys: digest to name; None: everybody may ask.
+        runtime_env: of the endpoint's processes, for whoever publishes.
     """
     routes = {
         "health": lambda app: app.get("/health"),
@@ -198,7 +213,7 @@ def build_gateway(config: ServingConfig, keys: Mapping[str, str] | None, version
     )
     # With the same code Serve hands a new `user_config` to running replicas; otherwise it would start others.
     same_code = hashlib.sha256(f"{config.model_dump_json()}{sorted(keys or {})}".encode()).hexdigest()[:16]
-    return deployment.options(version=same_code, _internal=True).bind(config, keys)
+    return deployment.options(version=same_code, _internal=True).bind(config, keys, runtime_env)
 
 
 def _fastapi(config: ServingConfig, keys: Mapping[str, str] | None) -> FastAPI:
@@ -208,7 +223,7 @@ def _fastapi(config: ServingConfig, keys: Mapping[str, str] | None) -> FastAPI:
         # Outermost: a browser asks what it may before it has a key to show.
         app.add_middleware(
             CORSMiddleware, allow_origins=config.cors_origins, allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"], expose_headers=[HEADER],
+            allow_headers=["*"], expose_headers=[HEADER],
         )  # fmt: skip
 
     @app.exception_handler(RequestValidationError)
@@ -227,5 +242,7 @@ def _fastapi(config: ServingConfig, keys: Mapping[str, str] | None) -> FastAPI:
         said = getattr(error, "message", None) or getattr(error, "detail", None)
         return JSONResponse(error_body(status, str(said or "the server failed; its log says why")), status)
 
-    app.add_exception_handler(HTTPException, refused)
+    # By class, or they would pass outside of the middleware for web pages.
+    for refusal in (HTTPException, OpenAIHTTPException):
+        app.add_exception_handler(refusal, refused)
     return app

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
-from transformers import AutoConfig
 
 from rlhf_ray.config.serving import ServingConfig
+from rlhf_ray.models.loading import context_of
 from rlhf_ray.serving.engine import FromStore, OneProcessEngine
 from rlhf_ray.serving.versions import Version
 from rlhf_ray.storage.folders import copy_here
@@ -17,6 +18,8 @@ from rlhf_ray.storage.location import is_reference
 
 def build_policy(config: ServingConfig, version: Version) -> Application:
     """Replicas that answer for this version; without a route of its own."""
+    # It would log what is handed over, with the values of `workers.env`, which may be secret.
+    logging.getLogger("ray.serve.ray.llm._internal.serve.core.server.builder").setLevel(logging.WARNING)
     engine, replicas = config.policy, config.replicas
     worker = engine.workers
     bundle = {"CPU": worker.cpus, **({"GPU": worker.gpus} if worker.gpus else {}), **worker.resources}
@@ -61,6 +64,8 @@ def engine_arguments(config: ServingConfig, context: int) -> dict[str, Any]:
         "trust_remote_code": False,
         "disable_log_stats": True,
         "generation_config": "vllm",
+        # What a request gets that does not say; vLLM takes less where the model reads less.
+        "override_generation_config": {"max_new_tokens": config.limits.max_tokens},
     }
     if engine.workers.gpus:
         arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
@@ -76,8 +81,3 @@ def environment(config: ServingConfig) -> dict[str, str]:
     worker = config.policy.workers
     on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return {**({} if worker.gpus else on_cpu), **worker.process_environment}
-
-
-def context_of(folder: str) -> int:
-    """Most tokens that the model reads."""
-    return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).max_position_embeddings)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
@@ -14,7 +15,7 @@ from ray.serve import Application
 from rlhf_ray.config.scoring import RewardConfig, RewardModelSource
 from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.data.tokenize import encode_prompt
-from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.models.loading import context_of, load_tokenizer
 from rlhf_ray.scoring.errors import RewardError
 from rlhf_ray.scoring.model_reward import ModelReward
 from rlhf_ray.storage.folders import copy_here
@@ -25,12 +26,19 @@ REQUESTS = 64
 """That are scored together, at most."""
 
 
+class Message(BaseModel):
+    """A turn of a conversation; anything else that it has is left out."""
+
+    role: str
+    content: str
+
+
 class ScoreRequest(BaseModel):
     """What `ppo.reward.http` sends, so that an endpoint can be the reward of another run."""
 
     model_config = ConfigDict(extra="ignore")
 
-    prompts: list[list[dict[str, str]]] = Field(min_length=1, max_length=256)
+    prompts: list[Annotated[list[Message], Field(min_length=1)]] = Field(min_length=1, max_length=256)
     """A conversation for each response."""
     responses: list[str]
     """As many."""
@@ -43,19 +51,25 @@ class RewardServer:
         torch.set_num_threads(threads)
         folder = copy_here(folder)
         source, device = RewardModelSource(path=folder), torch.device("cuda" if gpus else "cpu")
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer, self.context = load_tokenizer(folder), context_of(folder)
         self.reward = ModelReward([folder], source, RewardConfig(model=source), device)
 
+    async def score(self, request: ScoreRequest) -> list[float | None] | str:
+        """The normalised rewards of a request's responses, None where there is none; or why the request is refused."""
+        pairs = zip(request.prompts, request.responses, strict=True)
+        try:
+            rollouts = [self._rollout([m.model_dump() for m in messages], response) for messages, response in pairs]
+        except TemplateError as error:
+            return f"the model's chat template refuses a prompt: {error}"
+        longest = max(len(rollout.request.prompt.token_ids) + len(rollout.token_ids) for rollout in rollouts)
+        if longest > self.context:
+            return f"a prompt with its response is {longest} tokens; the reward model reads {self.context}"
+        return await self._batched(rollouts)
+
     @serve.batch(max_batch_size=REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def score(self, requests: list[ScoreRequest]) -> list[list[float | None]]:
-        """The normalised rewards of each request's responses; None where there is none."""
-        rollouts = [
-            self._rollout(prompt, response)
-            for request in requests
-            for prompt, response in zip(request.prompts, request.responses, strict=True)
-        ]
-        answers = iter(self.reward.score(rollouts))
-        return [[_number(next(answers)) for _ in request.responses] for request in requests]
+    async def _batched(self, requests: list[list[Rollout]]) -> list[list[float | None]]:
+        answers = iter(self.reward.score([rollout for rollouts in requests for rollout in rollouts]))
+        return [[_number(next(answers)) for _ in rollouts] for rollouts in requests]
 
     def _rollout(self, messages: Sequence[dict[str, str]], response: str) -> Rollout:
         prompt_ids = encode_prompt(self.tokenizer, messages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlhf_ray.models.loading import check_model_folder
+from rlhf_ray.models.loading import NotAModel, check_model_folder
 from rlhf_ray.serving.versions import Version
 from rlhf_ray.storage.folders import copy_here
 from rlhf_ray.storage.location import is_reference, is_uri
@@ -25,7 +25,8 @@ def version_of(path: str, label: str | None = None) -> Version:
     """
     if is_reference(path):
         copy_here(path, weights=False)
-        return Version(plain(label or path.replace("#", "/").rpartition("/")[2]), path)
+        run, _, name = path.partition("#")
+        return Version(plain(label or f"{run.rpartition('/')[2]}-{name}"), path)
     run = read_run(path)
     if not run.config.is_file():
         folder, name = run.path, run.path.name
@@ -34,8 +35,14 @@ def version_of(path: str, label: str | None = None) -> Version:
         folder, name = run.policy, f"{run.name}-{records[-1]['step']}" if records else run.name
     else:
         folder, name = run.sft, f"{run.name}-sft"
-    if is_uri(path):
+    if is_uri(path):  # whether it is whole is looked at there
         return version_of(f"{path.rstrip('/')}#{folder.name}", label or name)
+    if run.config.is_file() and not folder.is_dir():
+        raise NotAModel(f"{path!r} is a run that has no policy yet, and no SFT model; wait for it, or name another")
+    if not folder.is_dir():
+        raise NotAModel(
+            f"{path!r} is neither the folder of a run nor a Hugging Face model folder: there is no such folder"
+        )
     check_model_folder(str(folder), "the model to serve")
     return Version(plain(label or name), str(folder))
 

@@ -17,6 +17,10 @@ class VersionError(InputError, ValueError):
     """What is asked for does not fit the versions there are."""
 
 
+RESERVED = ("gateway", "reward-model")
+"""Parts of an endpoint beside its versions."""
+
+
 @dataclass(frozen=True)
 class Version:
     """One policy."""
@@ -24,6 +28,13 @@ class Version:
     name: str
     folder: str
     """Hugging Face folder, or `URI#name` of a model of a run on a store."""
+
+    def __post_init__(self) -> None:
+        if self.name in RESERVED:
+            raise VersionError(
+                f"a version cannot be named {self.name!r}, as parts of an endpoint are ({', '.join(RESERVED)}); give it another "
+                "name by --label"
+            )
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ async def run_ppo(
     offering = None
     if config.ppo.publishing is not None:
         held_out = fitting(encode_prompts(tokenizer, data.held_out, limit), "held-out prompts", limit, note)
-        offering = publishing(config, folder, roles, held_out, tokenizer, events, push)
+        offering = publishing(config, folder, roles, held_out, tokenizer, events, push, stop)
         await offering.begin(state.step)
     with Journal(
         folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step, config.alerts, config.telemetry.wandb, push

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.driver.publishing import Candidate, NotDeployed, Publishing
 from rlhf_ray.driver.roles import Roles
+from rlhf_ray.driver.stopping import StopRequest
 from rlhf_ray.stages.evaluation import answer, utility_of
 from rlhf_ray.storage.location import local, portable
 from rlhf_ray.telemetry.events import EventLog
@@ -38,8 +39,10 @@ def publishing(
     tokenizer: PreTrainedTokenizerBase,
     events: EventLog,
     push: Callable[[], None] | None,
+    stop: StopRequest | None,
 ) -> Publishing:
-    """What a run's `ppo.publishing` asks for; `prompts` are held out; `push` takes what is in the folder to a store."""
+    """What a run's `ppo.publishing` asks for; `prompts` are held out; `push` takes what is in the folder to a store; engines that
+    are starting are not waited for when a `stop` is asked for."""
     utility = utility_of(config)
 
     async def examine(step: int) -> Candidate:
@@ -53,13 +56,20 @@ def publishing(
             await asyncio.to_thread(push)
 
     def deploy(step: int, version_folder: Path, share: float) -> list[str]:
-        from rlhf_ray.serving.endpoint import Endpoint, NotStarted
+        from ray.serve.exceptions import RayServeException
+
+        from rlhf_ray.serving.endpoint import Endpoint
         from rlhf_ray.serving.versions import Version
 
         version = Version(f"{config.name}-{step}", portable(version_folder))
         try:
-            versions = Endpoint.attach(config.ppo.publishing.endpoint).publish(version, share)
-        except (NotStarted, TimeoutError) as error:
+            endpoint = Endpoint.attach(config.ppo.publishing.endpoint)
+            endpoint.give_up = lambda: stop is not None and stop.made
+            versions = endpoint.versions
+            # A resumed run comes to steps again whose policy, bit for bit this one, is served already.
+            if version not in versions.alive:
+                versions = endpoint.publish(version, share)
+        except (RuntimeError, TimeoutError, RayServeException) as error:
             raise NotDeployed(str(error)) from error
         return [str(local(version.folder)) for version in versions.alive]
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.storage.location import copy_folder, is_reference, working_folder
@@ -32,9 +32,23 @@ def manifest(store: Store, name: str) -> Manifest | None:
     """Of a folder; None where it is not there, or not whole."""
     text = store.text(f"{MANIFESTS}/{name}.json")
     try:
-        return None if not text else {str(file): str(digest) for file, digest in json.loads(text).items()}
+        files = None if not text else {str(file): str(digest) for file, digest in json.loads(text).items()}
     except (ValueError, AttributeError) as error:
         raise NotWhole(f"{store.uri}/{name} is damaged: its manifest is none ({error})") from error
+    for file in files or ():
+        check_inside(store, file)
+    return files
+
+
+def check_inside(store: Store, name: str) -> None:
+    """Refuse a name that would lead out of the folder that it is written to; whoever writes to a bucket chooses names.
+
+    Raises:
+        NotWhole: it is absolute, or has `..` in it.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise NotWhole(f"{store.uri} is damaged: a file in it is named {name!r}, outside of its folder")
 
 
 def folders(store: Store) -> list[str]:

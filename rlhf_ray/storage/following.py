@@ -6,6 +6,7 @@ nothing but time.
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -13,12 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_ray.storage.location import watched_folder
+from rlhf_ray.storage.folders import NotWhole
+from rlhf_ray.storage.location import NotAStore, watched_folder
 from rlhf_ray.storage.session import pull_logs
 from rlhf_ray.storage.store import Store, StoreFailed
 from rlhf_ray.telemetry.run_folder import RunFolderError
 
 Note = Callable[[str], None]
+_NAME = re.compile(r"[\w.-]+")
+"""What a URI can have as the name of a run."""
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def followed(uri: str, note: Note, every_s: float = 5.0) -> Iterator[Path]:
     """
     store = Store(uri)
     root, ending = watched_folder(store.uri), threading.Event()
-    if not refresh(store, root):
+    if not refresh(store, root, note):
         raise RunFolderError(f"{store.uri} holds no run, and no folders with runs")
     thread = threading.Thread(target=_keep_up, args=(store, root, every_s, ending, note), name="following", daemon=True)
     thread.start()
@@ -46,26 +50,43 @@ def followed(uri: str, note: Note, every_s: float = 5.0) -> Iterator[Path]:
         thread.join()
 
 
-def refresh(store: Store, root: Path) -> bool:
-    """Make the copies what the store has now; whether it has a run."""
+def refresh(store: Store, root: Path, note: Note = print) -> bool:
+    """Make the copies what the store has now; whether it has a run. A run that cannot be read is noted, and left as it was known.
+
+    Raises:
+        StoreFailed: the store does not answer.
+    """
     if store.written("config.yaml") is not None:
-        pull_logs(store, root)
+        _pull(store.uri, root, note)
         return True
     places = (name.split("/") for name in store.names())  # Google's store knows no folders that could be asked for
-    runs = {place[0] for place in places if place[1:] == ["config.yaml"]}
+    runs = {place[0] for place in places if place[1:] == ["config.yaml"] and _NAME.fullmatch(place[0])}
     for name in runs:
-        pull_logs(Store(f"{store.uri}/{name}"), root / name)
+        _pull(f"{store.uri}/{name}", root / name, note)
     for gone in set(root.iterdir() if root.is_dir() else ()) - {root / name for name in runs}:
-        shutil.rmtree(gone)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     return bool(runs)
 
 
+def _pull(uri: str, folder: Path, note: Note) -> None:
+    try:
+        pull_logs(Store(uri), folder)
+    except (NotWhole, NotAStore) as error:  # of one run, such as a model that is just being written
+        note(str(error))
+
+
 def _keep_up(store: Store, root: Path, every_s: float, ending: threading.Event, note: Note) -> None:
-    rest_s, since = every_s, None
+    rest_s, since, said = every_s, None, set[str]()
+
+    def once(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            note(message)
+
     while not ending.wait(rest_s):
         began = time.monotonic()
         try:
-            refresh(store, root)
+            refresh(store, root, once)
         except StoreFailed as error:
             if since is None:
                 since = began

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.sealed import NotACheckpoint
-from rlhf_ray.storage.folders import MANIFESTS, NotWhole, copy_here, fetch_folder, folders, manifest
+from rlhf_ray.storage.folders import MANIFESTS, NotWhole, check_inside, copy_here, fetch_folder, folders, manifest
 from rlhf_ray.storage.lease import LOCK, Lease
 from rlhf_ray.storage.location import copy_folder, is_uri, working_folder
 from rlhf_ray.storage.mirror import Mirror
@@ -24,6 +24,8 @@ from rlhf_ray.storage.store import Store
 from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderError, RunFolderTaken
 
 Note = Callable[[str], None]
+_UNREAD = ("checkpoints", "published")
+"""Folders of models that nobody reads who reads a run."""
 
 
 def run_folder(config: RunConfig) -> RunFolder:
@@ -73,21 +75,24 @@ def read_run(run: str, *models: str) -> RunFolder:
         raise RunFolderError(f"{store.uri} holds no run; expected a folder with a config.yaml in it")
     # Not the working folder: a run that was interrupted here may have newer files in it than the store.
     folder = RunFolder(copy_folder(store.uri))
-    for name in pull_logs(store, folder.path):
-        if name in models:
-            copy_here(f"{store.uri}#{name}")
+    pull_logs(store, folder.path)
+    for name in set(models) & set(folders(store)):
+        copy_here(f"{store.uri}#{name}")
     return folder
 
 
-def pull_logs(store: Store, folder: Path) -> list[str]:
-    """Bring what changed of a run's logs and figures, and of its models all but the weights; names of the models."""
+def pull_logs(store: Store, folder: Path) -> None:
+    """Make a copy what the store has of a run's logs and figures, and of its models all but the weights; what is gone goes."""
     marked = folders(store)
-    _pull_files(store, folder, marked)
-    skipped = ("checkpoints/", "published/")
-    models = [n for n in marked if not n.startswith(skipped) and manifest(store, n) is not None]
-    for name in models:
-        fetch_folder(store, folder, name, lambda file: not file.endswith(".safetensors"))
-    return models
+    kept = _pull_files(store, folder, marked)
+    for path in list(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        inside = any(f"{name}/".startswith(f"{m}/") for m in (*marked, MANIFESTS, *_UNREAD))
+        if path.is_file() and name not in kept and not inside:
+            path.unlink()
+    for name in marked:
+        if not name.startswith(_UNREAD) and manifest(store, name) is not None:
+            fetch_folder(store, folder, name, lambda file: not file.endswith(".safetensors"))
 
 
 def read_file(uri: str) -> Path:
@@ -159,14 +164,17 @@ def _pull_newest(store: Store, folder: Path, place: str, steps: list[int], note:
         )
 
 
-def _pull_files(store: Store, folder: Path, marked: list[str]) -> None:
+def _pull_files(store: Store, folder: Path, marked: list[str]) -> set[str]:
+    """Bring what changed outside of the marked folders; names of all that is there."""
     inside = tuple(f"{name}/" for name in (*marked, MANIFESTS))
-    for name, mark in store.marks().items():
+    marks = {name: m for name, m in store.marks().items() if name != LOCK and not name.startswith(inside)}
+    for name, mark in marks.items():
+        check_inside(store, name)
         path = folder / name
-        if name == LOCK or name.startswith(inside) or (path.is_file() and _mark(path) == mark):
-            continue
-        store.get_file(name, path)
-        os.utime(path, (mark[1], mark[1]))
+        if not path.is_file() or _mark(path) != mark:
+            store.get_file(name, path)
+            os.utime(path, (mark[1], mark[1]))
+    return set(marks)
 
 
 def _mark(path: Path) -> tuple[int, float]:

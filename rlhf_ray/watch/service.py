@@ -39,19 +39,20 @@ class LiveSite:
     made_key: str | None
     """A key that was made because there was none; shown once."""
     shared: bool
-    """Whether others serve from this cluster, at a host and port of their choice."""
+    """Whether others may serve from this cluster, at a host and port of their choice."""
 
     @classmethod
-    def open(cls, root: Path, host: str, port: int, keys_env: str) -> LiveSite:
+    def open(cls, root: Path, host: str, port: int, keys_env: str, shared: bool) -> LiveSite:
         """Decide who may look, from the keys in an environment variable; this process is connected to a cluster.
+
+        Args:
+            shared: whether the cluster is there for others, too.
 
         Raises:
             KeysError: the variable cannot be read.
             SiteTaken: there is such a page beside what the cluster serves.
         """
-        status = serve.status()
-        shared = bool(status.proxies)
-        if f"{NAME}{_BESIDE_OTHERS}" in status.applications:
+        if f"{NAME}{_BESIDE_OTHERS}" in serve.status().applications:
             raise SiteTaken(f"this cluster shows a live page already, at {_BESIDE_OTHERS}/; end that one first")
         keys, made = read_keys(keys_env), None
         if not keys and (shared or host not in LOOPBACK):
@@ -66,8 +67,9 @@ class LiveSite:
 
     def start(self) -> str:
         """Bring the page up; returns its address when it answers."""
-        if not self.shared:
-            serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
+        if not serve.status().proxies:
+            where = "EveryNode" if self.shared else "HeadOnly"
+            serve.start(proxy_location=where, http_options={"host": self.host, "port": self.port})
         root, keys = str(self.root), self.keys
 
         def build():
@@ -87,7 +89,6 @@ class LiveSite:
 
     def stop(self) -> None:
         """Take the page away, and Serve with it where nothing else is served."""
-        if self.shared:
-            serve.delete(f"{NAME}{self.prefix}")
-        else:
+        serve.delete(f"{NAME}{self.prefix}")
+        if not serve.status().applications:
             serve.shutdown()

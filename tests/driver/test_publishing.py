@@ -37,6 +37,7 @@ def publish(
     endpoint: Endpoint,
     begin: int = 0,
     kl: float | None = None,
+    settled: bool = True,
     **config: float,
 ) -> list[dict[str, float]]:
     """Offer the policies of the steps after `begin`, whose answers have the given values; their metrics."""
@@ -53,7 +54,11 @@ def publish(
             PublishingConfig(**{"every": 1, **config}), tmp_path / "published", examine, save, endpoint.deploy, events
         )
         await publishing.begin(begin)
-        said = [await publishing.offer(step) for step in range(begin + 1, len(qualities))]
+        said = []
+        for step in range(begin + 1, len(qualities)):
+            said.append(await publishing.offer(step))
+            if settled:
+                await publishing.settle()
         await publishing.settle()
         return said
 
@@ -74,6 +79,13 @@ def test_only_what_is_better_than_the_last_is_published(tmp_path):
     first, second = read_events(tmp_path / "events.jsonl")
     assert "wins 100% (81%–100%) of 16 prompts against that the run began with" in first.message
     assert second.message.endswith("against that of step 1") and second.fields["step"] == 4
+
+
+def test_training_does_not_wait_for_engines_that_start(tmp_path):
+    endpoint = Endpoint()
+    said = publish(tmp_path, [0, 1, 2], endpoint, settled=False)
+    assert endpoint.deployed == [(1, 1.0)] and said[1] == {}
+    assert sorted(kinds(tmp_path)) == ["release", "warning"]
 
 
 def test_only_at_every_nth_step(tmp_path):

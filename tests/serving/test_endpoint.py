@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,17 +15,22 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import ray
 import torch
+from ray import serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from rlhf_ray.cli import app
 from rlhf_ray.config import RunConfig, parse_config
 from rlhf_ray.config.loading import load_serving
 from rlhf_ray.models.loading import load_scalar_model
 from rlhf_ray.scoring.http_reward import scores_of
-from rlhf_ray.serving.endpoint import Endpoint, NoEndpoint
+from rlhf_ray.serving.deploying import NotStarted, RouteTaken
+from rlhf_ray.serving.endpoint import Endpoint, EndpointTaken, NoEndpoint
 from rlhf_ray.serving.gateway import HEADER
 from rlhf_ray.serving.keys import digest
-from rlhf_ray.serving.versions import Version, Versions
+from rlhf_ray.serving.versions import Version, VersionError, Versions
 from rlhf_ray.stages.run import run
 from rlhf_ray.telemetry.events import read_events
 from rlhf_ray.telemetry.exported import OF_SERVING
@@ -75,8 +81,6 @@ def other_node(s3_server, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def endpoint(ray_cluster, tiny_model, reward_model, other_node):
-    from ray import serve
-
     config = load_serving(
         None,
         [
@@ -153,9 +157,12 @@ def test_what_cannot_be_answered_is_refused(client, request_, status, said):
 def test_strangers_and_web_pages(url):
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=url, api_key="somebody-elses-key", max_retries=0).models.list()
-    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    headers = (
+        "authorization, content-type, x-stainless-lang"  # OpenAI's client for browsers sends more of the last kind
+    )
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": headers}
     page = httpx.options(f"{url}/chat/completions", headers=asks | {"origin": "https://example.org"})
-    assert page.headers["access-control-allow-origin"] == "https://example.org"
+    assert page.status_code == 200 and page.headers["access-control-allow-origin"] == "https://example.org"
     other = httpx.options(f"{url}/chat/completions", headers=asks | {"origin": "https://elsewhere.net"})
     assert "access-control-allow-origin" not in other.headers
     assert httpx.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
@@ -178,7 +185,13 @@ def test_scores_are_the_reward_models(url, reward_model):
         with torch.no_grad():
             raw = model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]).item()
         assert score == pytest.approx((raw - 0.1) / 2.0, abs=1e-4)
-    assert httpx.post(f"{url}/score", json=body | {"responses": ["one"]}, headers=headers).status_code == 400
+    for wrong in (
+        {"responses": ["one"]},
+        {"prompts": [CHAT, [{}]]},
+        {"prompts": [CHAT, []]},
+        {"responses": ["a", "b " * 200]},
+    ):
+        assert httpx.post(f"{url}/score", json=body | wrong, headers=headers).status_code == 400
 
 
 def test_what_the_dashboard_shows_of_an_endpoint_is_exported(url, client):
@@ -241,24 +254,78 @@ class Load:
                 self.failures.append(error)
 
 
-def test_versions_change_and_no_request_is_lost(endpoint, url, client, tiny_model, other_policy):
+@pytest.fixture
+def command(monkeypatch):
+    """`rlhf-ray …`, by a process that is connected already."""
+    monkeypatch.setattr("rlhf_ray.cli.serve._connect", lambda address: None)
+    return lambda *arguments: CliRunner().invoke(app, [*arguments, "--name", "test-policy"], catch_exceptions=False)
+
+
+def test_versions_change_and_no_request_is_lost(endpoint, url, client, command, tiny_model, other_policy):
     second = Version("second", str(other_policy))
+    replicas = gateways()
+    assert len(replicas) == endpoint.config.gateways == 2
     with Load(url, clients=4) as load:
+        assert command("publish", str(other_policy), "--canary", "30%", "--label", "second").exit_code == 0
         attached = Endpoint.attach("test-policy")
-        assert attached.publish(second, share=0.3) == Versions(Version("first", str(tiny_model)), second, 0.3)
+        assert attached.versions == Versions(Version("first", str(tiny_model)), second, 0.3)
         shared = load.wait_for(90)
         assert 0.1 < shared["second"] / shared.total() < 0.55
-        assert attached.promote().stable == second
+        said = command("versions").output
+        assert "first" in said and "second" in said and "30" in said
+        command("promote")
+        assert attached.versions.stable == second
         assert set(load.wait_for(20)) == {"second"}
         own = client.chat.completions.create(model="first", messages=CHAT, max_tokens=2)
         assert own.model == "first", "the version before is there to go back to"
-        assert attached.roll_back().stable.name == "first"
+        command("rollback")
+        assert attached.versions.stable.name == "first"
         assert set(load.wait_for(20)) == {"first"}
+    assert gateways() == replicas, "they were told, and not replaced"
     assert load.failures == [] and load.answers.total() > 130
     one = np.unique(
         [client.chat.completions.create(model="test-policy", messages=CHAT, user="u").model for _ in range(5)]
     )
     assert one.tolist() == ["first"]
+
+
+def gateways() -> set[str]:
+    """Names of their actors, each of which has another."""
+    named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    return {name for name in named if "test-policy.gateway" in name}
+
+
+@pytest.mark.parametrize("label", ["gateway", "reward-model", "test-policy"])
+def test_versions_are_not_named_as_parts_of_the_endpoint(endpoint, command, other_policy, label):
+    with pytest.raises(VersionError, match="--label"):
+        command("publish", str(other_policy), "--label", label)
+
+
+def test_what_is_served_is_not_overwritten(endpoint, tiny_model):
+    version = Version("third", str(tiny_model))
+    with pytest.raises(EndpointTaken, match="serves 'test-policy' already"):
+        Endpoint(endpoint.config, None).start(version)
+    with pytest.raises(EndpointTaken, match=f"set host=127.0.0.1 port={endpoint.config.port}"):
+        Endpoint(endpoint.config.model_copy(update={"name": "other", "port": 1}), None).start(version)
+    with pytest.raises(RouteTaken, match="rlhf-ray unserve"):
+        Endpoint(endpoint.config.model_copy(update={"name": "other"}), None).start(version)
+    with pytest.raises(NoEndpoint):
+        Endpoint.attach("other")
+
+
+def test_engines_that_find_no_room_are_not_waited_for_without_end(endpoint, tiny_model, caplog):
+    workers = endpoint.config.policy.workers.model_copy(update={"cpus": 1000})
+    policy = endpoint.config.policy.model_copy(update={"workers": workers})
+    limits = endpoint.config.limits.model_copy(update={"timeout_s": 1.0})
+    asks_too_much = endpoint.config.model_copy(update={"policy": policy, "limits": limits, "start_s": 2.0})
+    with pytest.raises(NotStarted, match=r"test-policy.large was not up after 2 s \(start_s\)"):
+        Endpoint(asks_too_much, endpoint.keys, endpoint.runtime_env).publish(Version("large", str(tiny_model)))
+    assert Endpoint.attach("test-policy").versions.named("large") is None
+    assert caplog.text and os.environ["AWS_SECRET_ACCESS_KEY"] not in caplog.text
+    deadline = time.monotonic() + 60
+    while "test-policy.large" in serve.status().applications:
+        assert time.monotonic() < deadline, "what was given up is still asked for"
+        time.sleep(0.2)
 
 
 def run_that_publishes(name: str, endpoint: str, data: Path, model: Path, environment: dict[str, str]) -> RunConfig:

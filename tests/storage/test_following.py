@@ -95,3 +95,14 @@ def test_an_outage_is_said_once(s3_server, uri):
     with pytest.raises(StoreFailed), followed(uri, print):
         pass
     s3_server.start()
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(uri, tmp_path):
+    said: list[str] = []
+    Store(f"{uri}/a").put_text(".manifests/policy.json", "no manifest")
+    assert refresh(Store(uri), tmp_path / "copy", said.append)
+    assert "a/policy is damaged" in said[0] and set(shown(tmp_path / "copy")) == {"a", "b"}
+    for name in Store(f"{uri}/a").names():
+        Store(f"{uri}/a").delete(name)
+    assert refresh(Store(uri), tmp_path / "copy", said.append) and len(said) == 1
+    assert set(shown(tmp_path / "copy")) == {"b"}

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("s3_server", "working_root")
 @pytest.fixture
 def uri(request, tmp_path) -> str:
     """A run of three steps with a policy."""
-    uri = f"s3://runs/{request.node.name}/small"
+    uri = f"s3://runs/{request.node.originalname}/small"
     store = Store(uri)
     store.put_text("config.yaml", "name: small\nstages: [ppo]\nppo: {steps: 4}\n")
     store.put_text("metrics.jsonl", "".join(json.dumps({"step": n, "timestamp": n}) + "\n" for n in (1, 2, 3)))
@@ -93,3 +93,22 @@ def test_shares_of_two_nodes_make_one_checkpoint(tmp_path, monkeypatch, request)
     monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / "third"))
     with pytest.raises(NotWhole, match="SHA-256"):
         take_share(kept, 0)
+
+
+def test_what_is_gone_from_the_store_is_not_read(uri):
+    store = Store(uri)
+    store.put_text("evaluation.json", "{}")
+    run = read_run(uri, "policy")
+    assert run.evaluation.is_file() and (run.policy / "model.safetensors").is_file()
+    for name in store.names():
+        store.delete(name)
+    store.put_text("config.yaml", "name: small\nstages: [ppo]\nppo: {steps: 4}\n")  # begun again under the same name
+    run = read_run(uri, "policy")
+    assert not run.evaluation.exists() and not (run.policy / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../outside", "/tmp/outside"])
+def test_names_do_not_lead_out_of_the_copy(uri, name):
+    Store(uri).put_text(".manifests/policy.json", json.dumps({name: "0" * 64}))
+    with pytest.raises(NotWhole, match="outside of its folder"):
+        read_run(uri)

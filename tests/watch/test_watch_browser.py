@@ -53,7 +53,7 @@ def address(ray_cluster, root):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    site = LiveSite.open(root, "127.0.0.1", port, "KEYS_THAT_NOBODY_SET")
+    site = LiveSite.open(root, "127.0.0.1", port, "KEYS_THAT_NOBODY_SET", shared=False)
     assert site.keys is None and site.start() == f"http://127.0.0.1:{port}/"
     yield f"http://127.0.0.1:{port}/"
     site.stop()
@@ -186,12 +186,12 @@ def test_light_and_dark(chromium, address, run, scheme, paper):
 
 
 def test_beside_another_application_a_key_is_needed(chromium, address, root, shows, run):
-    site = LiveSite.open(root, "127.0.0.1", 1, "KEYS_THAT_NOBODY_SET")
+    site = LiveSite.open(root, "127.0.0.1", 1, "KEYS_THAT_NOBODY_SET", shared=True)
     assert site.made_key is not None
     said = site.start()
     assert re.search(r"/watch/\?key=rlhf-", said)
     with pytest.raises(SiteTaken, match="already"):
-        LiveSite.open(root, "127.0.0.1", 1, "KEYS_THAT_NOBODY_SET")
+        LiveSite.open(root, "127.0.0.1", 1, "KEYS_THAT_NOBODY_SET", shared=True)
     context = chromium.new_context(base_url=address)
     page = context.new_page()
     try:
