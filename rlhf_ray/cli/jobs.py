@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Address = Annotated[
     str | None,
-    typer.Option(help="The cluster's dashboard, http://HOST:8265; otherwise RAY_ADDRESS", show_default=False),
+    typer.Option(help="The cluster's dashboard, http://HOST:8265; without it RAY_ADDRESS says it", show_default=False),
 ]
 Run = Annotated[str, typer.Argument(help="Name of the run", show_default=False)]
 Follow = Annotated[bool, typer.Option(help="Print what the run says until it ends")]
@@ -114,16 +114,25 @@ def status(
     ] = None,
     address: Address = None,
 ) -> None:
-    """Where runs stand: stage, step, reward, KL, throughput, workers, faults."""
+    """Where runs stand: stage, step, reward, KL, throughput, workers, alerts, faults."""
     from rlhf_ray.jobs.cluster import RayCluster
     from rlhf_ray.jobs.tables import status_table
     from rlhf_ray.storage.session import read_run
     from rlhf_ray.telemetry.console import console
+    from rlhf_ray.telemetry.run_folder import RunFolderError
     from rlhf_ray.telemetry.status import read_status
 
-    if run is not None and (folder := read_run(run)).holds_run:
-        console.print(status_table([(None, read_status(folder), None)]))
-        return
+    if run is not None:
+        folder = read_run(run)
+        if folder.holds_run:
+            console.print(status_table([(None, read_status(folder), None)]))
+            return
+        # No run of a cluster has such a name.
+        if "/" in run or run.startswith((".", "~")):
+            what = "holds no run" if folder.path.exists() else "does not exist"
+            raise RunFolderError(
+                f"{folder.path} {what}; expected a run's folder, its URI, or the name of a run on a cluster"
+            )
     cluster = RayCluster(address)
     newest = {attempt.submission.run: attempt for attempt in cluster.attempts()}
     chosen = [cluster.newest(run)] if run is not None else list(newest.values())

@@ -20,6 +20,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from rlhf_ray.errors import InputError
+from rlhf_ray.jobs.addresses import (
+    AUTO,
+    JOBS_ALLOWED,
+    JOBS_VARIABLES,
+    check_answers,
+    check_this_machine,
+    is_url,
+    jobs_address,
+    unset,
+)
 from rlhf_ray.jobs.submission import ATTEMPT, FILES, FOLDER, RUN, Submission
 from rlhf_ray.jobs.token import read_token
 from rlhf_ray.telemetry.status import RunStatus, newest_status
@@ -86,6 +96,7 @@ class RayCluster:
         """`address`: of the dashboard, `http://head:8265`; None: that of RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or of this machine.
 
         Raises:
+            AddressRefused: no address of a jobs API, or a cluster on this machine that has ended.
             ClusterRefused: nobody there, no token, or a wrong one.
         """
         from ray.job_submission import JobSubmissionClient
@@ -95,8 +106,11 @@ class RayCluster:
         )  # it says which package it uploads; people read what is said here
         token = read_token(os.environ)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        with _explained(address):
-            self._jobs = JobSubmissionClient(address, headers=dict(headers))
+        chosen = jobs_address(address, os.environ) or AUTO
+        # Ray would prefer the environment to what it is given.
+        with _explained(chosen), unset(*JOBS_VARIABLES):
+            url = chosen if is_url(chosen) else _dashboard_of(chosen)
+            self._jobs = JobSubmissionClient(url, headers=dict(headers))
         self.address = self._jobs.get_address()
         self._state = httpx.Client(base_url=f"{self.address}/api/v0", headers=headers, timeout=30.0)
 
@@ -250,25 +264,53 @@ def _seconds(milliseconds: int | None) -> float | None:
     return None if not milliseconds else milliseconds / 1000
 
 
-@contextmanager
-def _explained(address: str | None) -> Iterator[None]:
-    """Ray's errors in this project's words."""
-    from ray.exceptions import AuthenticationError
+def _dashboard_of(address: str) -> str:
+    """The jobs API of a cluster, from its head.
 
-    where = address or "the cluster"
+    Raises:
+        AddressRefused: nobody answers there.
+        ClusterRefused: it has no dashboard.
+    """
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    if address == AUTO:
+        check_this_machine(JOBS_ALLOWED)
+    else:
+        check_answers(address, JOBS_ALLOWED)
+    try:
+        url = get_address_for_submission_client(address)
+    except ValueError as error:
+        raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error
+    if url == "http://":
+        raise ClusterRefused(
+            f"{address}: the cluster was started without its dashboard, which takes jobs; {JOBS_ALLOWED}"
+        )
+    return url
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Ray's errors in this project's words."""
+    from ray.exceptions import AuthenticationError, RayError
+    from requests import RequestException
+
     hint = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it (`ray get-auth-token` prints it on the head)"
     try:
         yield
     except AuthenticationError as error:
         wrong = "failed" in str(error).split("\n")[0]
         why = "refuses this token" if wrong else "wants a token, and none was sent"
-        raise ClusterRefused(f"{where} {why}; {hint}") from error
+        raise ClusterRefused(f"{address} {why}; {hint}") from error
     except ConnectionError as error:
         raise ClusterRefused(
-            f"{where}: {error}; name the dashboard by --address http://HOST:8265 or RAY_ADDRESS"
+            f"{address}: {error}; name the dashboard by --address http://HOST:8265 or RAY_ADDRESS"
         ) from error
-    except RuntimeError as error:
-        raise ClusterRefused(f"{where}: {_first_line(error)}") from error
+    except RequestException as error:
+        raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error
+    except InputError:
+        raise
+    except (RuntimeError, RayError) as error:
+        raise ClusterRefused(f"{address}: {_first_line(error)}") from error
 
 
 def _first_line(error: Any) -> str:

@@ -21,9 +21,10 @@ LIMIT_MB = 400
 """Of all files. Ray stores packages of up to 512 MiB in the head's memory."""
 LEFT_OUT = (
     ".git", ".hg", ".svn", ".ssh", ".aws", ".azure", ".kube", ".docker", ".gnupg", ".ray", ".netrc", ".terraform",
-    "__pycache__", "node_modules", ".*_cache", ".hypothesis", "*.egg-info", ".DS_Store",
+    "__pycache__", "node_modules", ".*_cache", ".hypothesis", "*.egg-info", ".DS_Store", ".gitignore", ".rayignore",
 )  # fmt: skip
-"""Names of files and folders."""
+"""Names of files and folders. Ignore files: Ray would apply them to the package again, to what the config names and to this
+package, too; which files travel has been decided by then."""
 SECRETS = (
     ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.token", "auth_token",
     ".pypirc", ".npmrc", ".pgpass", ".htpasswd", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
@@ -99,7 +100,7 @@ def pack(root: Path, config: str | None, named: Iterable[str], into: Path, secre
     package = Path(rlhf_ray.__file__).parent
     # Both sides run the same version, whatever the nodes have installed and whatever lies in `root`.
     shutil.rmtree(into / package.name, ignore_errors=True)
-    shutil.copytree(package, into / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package, into / package.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     if config is not None:
         (into / CONFIG).parent.mkdir()
         (into / CONFIG).write_text(config)

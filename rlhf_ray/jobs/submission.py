@@ -85,7 +85,8 @@ def plan_submission(
     if not PurePosixPath(folder).is_absolute() and "://" not in folder:
         raise NotSubmittable(
             f"folder is {config.folder!r}, relative; a job's own directory is gone with the job, so runs need a path that "
-            f"all nodes see: folder=/mnt/shared/runs, or folder={root / folder} where the nodes share this machine's disk"
+            f"all nodes see: folder=/mnt/shared/runs, or folder={root / folder} where the nodes share this machine's disk; "
+            "or a store: folder=s3://bucket/runs"
         )
     environment = {STOP_WAIT: str(STOP_WAIT_S)}
     if values := confidential(config, forwarded):

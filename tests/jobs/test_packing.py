@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import subprocess
+import zipfile
 from pathlib import Path, PurePath
 
 import pytest
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 
+import rlhf_ray
 from rlhf_ray.jobs import packing
 from rlhf_ray.jobs.packing import CONFIG, PackageTooLarge, files_to_pack, is_left_out, pack
 
-KEPT = ("rewards.py", "secret_santa.py", "data/prompts.jsonl", "prompts/monkey.txt", ".gitignore", "environment.yaml")
+KEPT = ("rewards.py", "secret_santa.py", "data/prompts.jsonl", "prompts/monkey.txt", "environment.yaml")
 LEFT = (
     ".env", ".env.production", "deploy/server.pem", "tls.key", "id_ed25519", "aws-credentials", "my_secrets.yaml", "hf.token",
     ".git/config", ".ssh/known_hosts", "package/__pycache__/a.pyc", ".pytest_cache/x", "x.egg-info/PKG-INFO",
-    "service-account-1.json",
+    "service-account-1.json", ".gitignore", "data/.gitignore", ".rayignore",
 )  # fmt: skip
 
 
@@ -38,6 +42,27 @@ def test_secrets_and_caches_stay(name):
     assert is_left_out(PurePath(name))
 
 
+def test_ray_sends_all_of_the_package_though_git_ignores_folders_of_these_names(tmp_path):
+    root, into = tmp_path / "root", tmp_path / "into"
+    root.mkdir()
+    into.mkdir()
+    subprocess.run(["git", "init", "-q", root], check=True)
+    write(root, ".gitignore", ".rayignore", "lib/.gitignore", text="data/\n*.yaml\nhelper.py\n")
+    write(root, "rewards.py", "data/a.jsonl")
+    write(root, "lib/helper.py")
+    package = pack(root, "name: a\n", ["data/a.jsonl", "lib"], into)
+    # As Ray makes the archive of a job's working directory.
+    archive = tmp_path / "package.zip"
+    excludes = get_runtime_env_default_excludes()
+    create_package(str(into), archive, include_gitignore=True, include_parent_dir=False, excludes=excludes)
+    sent = {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("/")}
+    ours = Path(rlhf_ray.__file__).parent
+    code = {f"rlhf_ray/{path.relative_to(ours)}" for path in ours.rglob("*.py")}
+    assert {"rewards.py", "data/a.jsonl", "lib/helper.py", str(CONFIG)} | code <= sent
+    assert any(name.startswith("rlhf_ray/data/") for name in code)
+    assert {str(path) for path in package.files} <= sent, "what is said to be sent is"
+
+
 @pytest.mark.parametrize("git", [False, True])
 def test_of_a_directory_only_what_a_run_needs(tmp_path, git):
     if git:
@@ -56,9 +81,9 @@ def test_git_says_what_is_not_for_others_and_the_config_what_is_needed_anyway(tm
     write(
         tmp_path, "rewards.py", "a.tmp", "data/a.jsonl", "data/b.jsonl", "models/tiny/config.json", "models/tiny/.env"
     )
-    assert names(tmp_path) == {".gitignore", "rewards.py"}
+    assert names(tmp_path) == {"rewards.py"}
     asked = names(tmp_path, "data/a.jsonl", "models/tiny")
-    assert asked == {".gitignore", "rewards.py", "data/a.jsonl", "models/tiny/config.json"}
+    assert asked == {"rewards.py", "data/a.jsonl", "models/tiny/config.json"}
 
 
 def test_the_package_has_this_version_and_the_config(tmp_path):

@@ -117,6 +117,35 @@ def test_nobody_without_the_token_is_let_in(cluster, tmp_path, environment, says
     assert says in result.stderr and "RAY_AUTH_TOKEN" in result.stderr and "Traceback" not in result.stderr
 
 
+ATTACH = """
+import functools, sys
+import ray
+from ray._private import services
+from rlhf_ray.stages.cluster import attach
+
+# This machine may have other clusters, too.
+services._cached_find_gcs_addresses = functools.cache(lambda: frozenset(sys.argv[1:]))
+attach("auto", log_to_driver=False)
+print("attached", ray.get_runtime_context().gcs_address, sum(node["Alive"] for node in ray.nodes()), "nodes")
+"""
+
+
+def test_auto_is_the_cluster_of_this_machine_though_the_environment_names_the_jobs_api(cluster):
+    environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
+    command = [sys.executable, "-c", ATTACH, cluster.gcs_address]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    # By another name of this machine.
+    port = cluster.gcs_address.rpartition(":")[2]
+    assert f":{port} 2 nodes" in result.stdout, result.stdout + result.stderr
+    by_head = environment | {"RAY_ADDRESS": cluster.gcs_address}
+    command_list = [sys.executable, "-m", "rlhf_ray", "list"]
+    listed = subprocess.run(command_list, cwd=ROOT, env=by_head, capture_output=True, text=True, timeout=120)
+    assert listed.returncode == 0, "the head knows where its dashboard is: " + listed.stderr
+    wrong = environment | {"RAY_AUTH_TOKEN": "0" * 64}
+    refused = subprocess.run(command, cwd=ROOT, env=wrong, capture_output=True, text=True, timeout=120)
+    assert "NotAttached" in refused.stderr and "RAY_AUTH_TOKEN" in refused.stderr, refused.stderr
+
+
 @pytest.mark.timeout(600)  # two cores that have other things to do, too
 def test_a_run_is_submitted_watched_stopped_and_resumed_beside_another(cluster, command, project):
     long, short = RunFolder(project / "runs" / "long"), RunFolder(project / "runs" / "short")
