@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -25,3 +26,18 @@ def _config(path: str) -> Path:
 
 Config = Annotated[Path, typer.Argument(help="YAML config; see configs/", show_default=False, parser=_config)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value", show_default=False)]
+
+
+def check_port(port: int) -> None:
+    """Refuse a port of this machine that another program has, before Ray starts for it.
+
+    Raises:
+        typer.BadParameter: it is taken.
+    """
+    with socket.socket() as probe:
+        # As servers do: connections of a program that has ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise typer.BadParameter(f"port {port} is not free ({error.strerror}); choose another one") from error

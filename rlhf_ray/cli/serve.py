@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_ray.cli.app import Overrides, app
+from rlhf_ray.cli.app import Overrides, app, check_port
 
 if TYPE_CHECKING:
     from rlhf_ray.config.serving import ServingConfig
@@ -53,7 +53,7 @@ def serve(
         _print_config(settings, version)
         return
     keys, made = _keys(settings)
-    _connect(address)
+    _start(address, settings.port)
     from rlhf_ray.serving.endpoint import Endpoint
     from rlhf_ray.telemetry.console import console
 
@@ -165,15 +165,23 @@ def _keys(settings: ServingConfig) -> tuple[dict[str, str] | None, str | None]:
     return {digest(made): "default"}, made
 
 
-def _connect(address: str | None) -> None:
+def _start(address: str | None, port: int) -> None:
+    """A Ray of its own; or a cluster, to whose nodes this package travels, so that both sides have the same version."""
     import ray
 
-    from rlhf_ray.stages.cluster import local_runtime_env
+    import rlhf_ray
+    from rlhf_ray.stages.cluster import attach, local_runtime_env
 
-    if address is None:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=local_runtime_env())
-    else:
-        ray.init(address=address, log_to_driver=False)
+    if address is not None:
+        return attach(address, log_to_driver=False, runtime_env={"py_modules": [rlhf_ray]})
+    check_port(port)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=local_runtime_env())
+
+
+def _connect(address: str) -> None:
+    from rlhf_ray.stages.cluster import attach
+
+    attach(address, log_to_driver=False)
 
 
 def _end() -> None:

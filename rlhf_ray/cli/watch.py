@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_ray.cli.app import app
+from rlhf_ray.cli.app import app, check_port
 
 KEYS = "RLHF_RAY_API_KEYS"
 
@@ -66,7 +66,7 @@ def watch(
 
 
 def _show(folder: Path, host: str, port: int, address: str | None) -> None:
-    _connect(address)
+    _connect(address, port)
     from rlhf_ray.watch.service import LiveSite
 
     site = LiveSite.open(folder, host, port, KEYS, shared=address is not None)
@@ -86,16 +86,17 @@ def _show(folder: Path, host: str, port: int, address: str | None) -> None:
         _disconnect()
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, port: int) -> None:
     import ray
 
-    from rlhf_ray.stages.cluster import local_runtime_env
+    from rlhf_ray.stages.cluster import attach, local_runtime_env
 
     if address is None:
+        check_port(port)
         own = {"num_cpus": 1, "include_dashboard": False, "runtime_env": local_runtime_env()}
         ray.init(address="local", log_to_driver=False, **own)
     else:
-        ray.init(address=address, log_to_driver=False)
+        attach(address, log_to_driver=False)
 
 
 def _disconnect() -> None:
