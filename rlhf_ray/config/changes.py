@@ -14,10 +14,10 @@ from rlhf_ray.config.loading import ConfigError, dump_config
 from rlhf_ray.config.run import RunConfig
 
 MAY_CHANGE = (
-    "folder", "stages", "cluster.*", "alerts.*", "telemetry.*", "ppo.steps", "ppo.checkpoint.*", "ppo.placement.*",
-    "evaluation.*", "*.workers.*", "*.micro_batch_tokens", "ppo.rollout.max_concurrent", "ppo.rollout.kv_cache_gb",
-    "ppo.rollout.gpu_memory_utilization", "ppo.rollout.weights.*", "ppo.reward.batch_tokens", "*.price", "*.price.*",
-    "ppo.environment.concurrency", "ppo.environment.timeout_s",
+    "folder", "stages", "cluster.*", "alerts.*", "telemetry.*", "ppo.publishing*", "ppo.steps", "ppo.checkpoint.*",
+    "ppo.placement.*", "evaluation.*", "*.workers.*", "*.micro_batch_tokens", "ppo.rollout.max_concurrent",
+    "ppo.rollout.kv_cache_gb", "ppo.rollout.gpu_memory_utilization", "ppo.rollout.weights.*", "ppo.reward.batch_tokens",
+    "*.price", "*.price.*", "ppo.environment.concurrency", "ppo.environment.timeout_s",
     *(f"ppo.reward.{kind}.*.{key}" for kind in ("judges", "http") for key in (
         "url", "api_key_env", "concurrency", "requests_per_minute", "timeout_s", "attempts", "backoff_s", "batch_size", "cache",
     )),

@@ -25,7 +25,8 @@ class ClusterConfig(Section):
     """The Ray cluster."""
 
     address: str | None = None
-    """None: a private one on this machine, ended with the run; `auto` or `ray://host:port`: join that one."""
+    """None: a private one on this machine, ended with the run; `auto` (of this machine, or RAY_ADDRESS), `host:port` or
+    `ray://host:port`: join that one."""
 
 
 class RunConfig(Section):

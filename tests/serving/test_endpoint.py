@@ -328,12 +328,23 @@ def test_engines_that_find_no_room_are_not_waited_for_without_end(endpoint, tiny
         time.sleep(0.2)
 
 
-def run_that_publishes(name: str, endpoint: str, data: Path, model: Path, environment: dict[str, str]) -> RunConfig:
-    """Two steps, each of which is better than nothing, the bar that is set here; on a store."""
+def run_that_publishes(
+    name: str,
+    endpoint: str,
+    data: Path,
+    model: Path,
+    environment: dict[str, str],
+    scores: str = "http://127.0.0.1:1/v1/score",
+) -> RunConfig:
+    """Two steps, each of which is better than nothing, the bar that is set here; on a store. `scores`: a served reward model."""
     prompts = data / "prompts.jsonl"
     asked = [[{"role": "user", "content": f"Where is order {number}?"}] for number in range(32)]
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
-    reward = {"model": None, "functions": [{"name": "long", "function": "statistics_of_the_test:length"}]}
+    reward = {
+        "model": None,
+        "functions": [{"name": "long", "function": "statistics_of_the_test:length"}],
+        "http": [{"name": "served", "url": scores, "api_key_env": "KEY_OF_THE_ENDPOINT"}],
+    }
     (data / "statistics_of_the_test.py").write_text(
         "def length(prompts, responses, metadata):\n    return [float(len(response)) for response in responses]\n"
     )
@@ -364,16 +375,19 @@ def run_that_publishes(name: str, endpoint: str, data: Path, model: Path, enviro
     )
 
 
-def test_a_run_publishes_by_itself(endpoint, client, other_node, tiny_model, tmp_path, monkeypatch):
-    """Neither its workers nor the engines of the endpoint see the driver's folder: what they load is in the store."""
+def test_a_run_publishes_by_itself(endpoint, url, client, other_node, tiny_model, tmp_path, monkeypatch):
+    """Neither its workers nor the engines of the endpoint see the driver's folder: what they load is in the store. The reward
+    model that the endpoint serves is a part of its reward."""
+    monkeypatch.setenv("KEY_OF_THE_ENDPOINT", KEY)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / "work"))
     with pytest.raises(NoEndpoint, match="no endpoint 'another'"):
         run(run_that_publishes("lost", "another", tmp_path, tiny_model, other_node))
-    folder = run(run_that_publishes("self-published", "test-policy", tmp_path, tiny_model, other_node))
+    folder = run(run_that_publishes("self-published", "test-policy", tmp_path, tiny_model, other_node, f"{url}/score"))
     releases = [event for event in read_events(folder.events) if event.kind == "release"]
     assert [event.fields["step"] for event in releases] == [2]
     first, second = read_metrics(folder.metrics)
+    assert first["reward/part/served"] != 0 and first["service/served/requests"] > 0
     assert "publishing/win_rate" not in first and 0 < second["publishing/win_rate_low"] < second["publishing/win_rate"]
     answer = client.chat.completions.create(model="test-policy", messages=CHAT, temperature=0, max_tokens=8)
     assert answer.model == "self-published-2"
