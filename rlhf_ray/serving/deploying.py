@@ -37,7 +37,8 @@ def hand_over(built: serve.Application, name: str, runtime_env: Mapping[str, Any
     Raises:
         RouteTaken: another application has the route.
     """
-    app = build_app(built, name=name, route_prefix=route, default_runtime_env=dict(runtime_env))
+    app = build_app(built, name=name, route_prefix=route)
+    app.deployments = [_in_environment(deployment, runtime_env) for deployment in app.deployments]
     try:
         _get_global_client().deploy_applications([app], wait_for_applications_running=False)
     except RayServeException as error:
@@ -45,6 +46,15 @@ def hand_over(built: serve.Application, name: str, runtime_env: Mapping[str, Any
             f"this cluster's Serve did not take {name}: {error} End what has the route (`rlhf-ray unserve`, or a `watch`), or "
             "use another cluster"
         ) from error
+
+
+def _in_environment(deployment: serve.Deployment, runtime_env: Mapping[str, Any]) -> serve.Deployment:
+    """With that runtime environment below its own."""
+    options = dict(deployment.ray_actor_options or {})
+    own = options.get("runtime_env") or {}
+    variables = {**runtime_env.get("env_vars", {}), **own.get("env_vars", {})}
+    whole = {**runtime_env, **own, **({"env_vars": variables} if variables else {})}
+    return deployment.options(ray_actor_options=options | {"runtime_env": whole})
 
 
 def wait_for(name: str, patience_s: float, give_up: Callable[[], bool]) -> None:

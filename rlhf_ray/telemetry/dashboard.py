@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
-from rlhf_ray.telemetry.names import describe, exported_name
+from rlhf_ray.telemetry.names import FAULTS, describe, exported_name
 from rlhf_ray.telemetry.report.plans import PPO, REWARD_MODEL, SFT, TIME, Plan, Question
 
 _RUN = 'run=~"$run"'
@@ -63,7 +63,8 @@ def dashboard() -> dict[str, Any]:
 
 def _row(question: Question, stage: str) -> tuple[str, list[Panel]]:
     title, _, plans = question
-    return title, [_of_plan(plan, stage) for plan in plans]
+    # Faults are exported as events, which have panels of their own.
+    return title, [_of_plan(plan, stage) for plan in plans if plan.names != (FAULTS.name,)]
 
 
 def _of_plan(plan: Plan, stage: str) -> Panel:

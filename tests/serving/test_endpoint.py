@@ -90,7 +90,7 @@ def endpoint(ray_cluster, tiny_model, reward_model, other_node):
             "cors_origins=[https://example.org]",
         ],
     )  # fmt: skip
-    endpoint = Endpoint(config, {digest(KEY): "suite"})
+    endpoint = Endpoint(config, {digest(KEY): "suite"}, {"env_vars": {"OF_THE_ENDPOINT": "1"}})
     with pytest.raises(NoEndpoint, match="no endpoint 'test-policy'"):
         Endpoint.attach("test-policy")
     endpoint.start(Version("first", str(tiny_model)))

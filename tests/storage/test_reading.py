@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("s3_server", "working_root")
 @pytest.fixture
 def uri(request, tmp_path) -> str:
     """A run of three steps with a policy."""
-    uri = f"s3://runs/{request.node.originalname}/small"
+    uri = f"s3://runs/{tmp_path.name}/small"
     store = Store(uri)
     store.put_text("config.yaml", "name: small\nstages: [ppo]\nppo: {steps: 4}\n")
     store.put_text("metrics.jsonl", "".join(json.dumps({"step": n, "timestamp": n}) + "\n" for n in (1, 2, 3)))
