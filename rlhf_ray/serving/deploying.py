@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -38,7 +39,7 @@ def hand_over(built: serve.Application, name: str, runtime_env: Mapping[str, Any
         RouteTaken: another application has the route.
     """
     app = build_app(built, name=name, route_prefix=route)
-    app.deployments = [_in_environment(deployment, runtime_env) for deployment in app.deployments]
+    app = replace(app, deployments=[_in_environment(deployment, runtime_env) for deployment in app.deployments])
     try:
         _get_global_client().deploy_applications([app], wait_for_applications_running=False)
     except RayServeException as error:
