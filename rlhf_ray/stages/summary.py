@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shlex import quote
 
 from rich.table import Table
 
@@ -47,9 +48,9 @@ def print_summary(folder: RunFolder) -> None:
         if path is not None and path.is_dir():
             console.print(f"{what:8} {path}", highlight=False, soft_wrap=True)
     console.print(f"report   {folder.report}", highlight=False, soft_wrap=True)
-    console.print(f"curves   tensorboard --logdir {folder.tensorboard}", highlight=False, soft_wrap=True)
+    console.print(f"curves   tensorboard --logdir {quote(str(folder.tensorboard))}", highlight=False, soft_wrap=True)
     if policy is not None:
-        console.print(f"next     rlhf-ray serve {folder.path}", highlight=False, soft_wrap=True)
+        console.print(f"next     rlhf-ray serve {quote(str(folder.path))}", highlight=False, soft_wrap=True)
 
 
 def _comparison(result: dict) -> Table:
