@@ -1,6 +1,6 @@
 """A Ray cluster as its job API shows it: the attempts at runs, their logs, their actors.
 
-Invariant: only what this project submitted is listed or touched; what the cluster refuses is said with what to do about it.
+Invariant: only what this project submitted is listed or touched.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +19,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.addresses import (
-    AUTO,
-    JOBS_ALLOWED,
-    JOBS_VARIABLES,
-    check_answers,
-    check_this_machine,
-    is_url,
-    jobs_address,
-    unset,
-)
+from rlhf_ray.jobs.addresses import AUTO, JOBS_VARIABLES, is_url, jobs_address, unset
+from rlhf_ray.jobs.connection import ClusterRefused, dashboard_of, explained
 from rlhf_ray.jobs.submission import ATTEMPT, FILES, FOLDER, RUN, Submission
 from rlhf_ray.jobs.token import read_token
 from rlhf_ray.telemetry.status import RunStatus, newest_status
@@ -45,10 +36,6 @@ ROLES = {
 """Classes of actors, as Ray lists them."""
 TAIL = 2000
 """Lines of a log in which the newest status is looked for."""
-
-
-class ClusterRefused(InputError, RuntimeError):
-    """The cluster cannot be reached, wants another token, or does not do what it was asked for."""
 
 
 class UnknownRun(InputError, LookupError):
@@ -108,15 +95,15 @@ class RayCluster:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         chosen = jobs_address(address, os.environ) or AUTO
         # Ray would prefer the environment to what it is given.
-        with _explained(chosen), unset(*JOBS_VARIABLES):
-            url = chosen if is_url(chosen) else _dashboard_of(chosen)
+        with explained(chosen), unset(*JOBS_VARIABLES):
+            url = chosen if is_url(chosen) else dashboard_of(chosen)
             self._jobs = JobSubmissionClient(url, headers=dict(headers))
         self.address = self._jobs.get_address()
         self._state = httpx.Client(base_url=f"{self.address}/api/v0", headers=headers, timeout=30.0)
 
     def attempts(self) -> list[Attempt]:
         """Of all runs, by name and number."""
-        with _explained(self.address):
+        with explained(self.address):
             details = self._jobs.list_jobs()
         return sorted(
             map(as_attempt, filter(_is_ours, details)), key=lambda a: (a.submission.run, a.submission.attempt)
@@ -141,7 +128,7 @@ class RayCluster:
         Raises:
             ClusterRefused: also where the attempt exists already.
         """
-        with _explained(self.address):
+        with explained(self.address):
             self._jobs.submit_job(
                 entrypoint=submission.entrypoint,
                 submission_id=submission.id,
@@ -152,7 +139,7 @@ class RayCluster:
 
     def refresh(self, attempt: Attempt) -> Attempt:
         """The attempt as it is now."""
-        with _explained(self.address):
+        with explained(self.address):
             return as_attempt(self._jobs.get_job_info(attempt.submission.id))
 
     def stop(self, attempt: Attempt, timeout_s: float) -> Attempt:
@@ -161,7 +148,7 @@ class RayCluster:
         Raises:
             ClusterRefused: it takes longer than `timeout_s`.
         """
-        with _explained(self.address):
+        with explained(self.address):
             self._jobs.stop_job(attempt.submission.id)
         deadline = time.monotonic() + timeout_s
         while (now := self.refresh(attempt)).live:
@@ -174,12 +161,12 @@ class RayCluster:
 
     def log(self, attempt: Attempt) -> str:
         """All that the driver has said."""
-        with _explained(self.address):
+        with explained(self.address):
             return self._jobs.get_job_logs(attempt.submission.id)
 
     def follow(self, attempt: Attempt) -> Iterator[str]:
         """What the driver has said, and what it says until it ends; in pieces."""
-        with _explained(self.address), asyncio.Runner() as runner:
+        with explained(self.address), asyncio.Runner() as runner:
             pieces = self._jobs.tail_job_logs(attempt.submission.id)
             while (piece := runner.run(_next(pieces))) is not None:
                 yield piece
@@ -262,56 +249,3 @@ def _is_ours(job: JobDetails) -> bool:
 
 def _seconds(milliseconds: int | None) -> float | None:
     return None if not milliseconds else milliseconds / 1000
-
-
-def _dashboard_of(address: str) -> str:
-    """The jobs API of a cluster, from its head.
-
-    Raises:
-        AddressRefused: nobody answers there.
-        ClusterRefused: it has no dashboard.
-    """
-    from ray.dashboard.utils import get_address_for_submission_client
-
-    if address == AUTO:
-        check_this_machine(JOBS_ALLOWED)
-    else:
-        check_answers(address, JOBS_ALLOWED)
-    try:
-        url = get_address_for_submission_client(address)
-    except ValueError as error:
-        raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error
-    if url == "http://":
-        raise ClusterRefused(
-            f"{address}: the cluster was started without its dashboard, which takes jobs; {JOBS_ALLOWED}"
-        )
-    return url
-
-
-@contextmanager
-def _explained(address: str) -> Iterator[None]:
-    """Ray's errors in this project's words."""
-    from ray.exceptions import AuthenticationError, RayError
-    from requests import RequestException
-
-    hint = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it (`ray get-auth-token` prints it on the head)"
-    try:
-        yield
-    except AuthenticationError as error:
-        wrong = "failed" in str(error).split("\n")[0]
-        why = "refuses this token" if wrong else "wants a token, and none was sent"
-        raise ClusterRefused(f"{address} {why}; {hint}") from error
-    except ConnectionError as error:
-        raise ClusterRefused(
-            f"{address}: {error}; name the dashboard by --address http://HOST:8265 or RAY_ADDRESS"
-        ) from error
-    except RequestException as error:
-        raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error
-    except InputError:
-        raise
-    except (RuntimeError, RayError) as error:
-        raise ClusterRefused(f"{address}: {_first_line(error)}") from error
-
-
-def _first_line(error: Any) -> str:
-    return str(error).strip().splitlines()[-1][:500] if str(error).strip() else type(error).__name__

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from rlhf_ray.cli import app
 from rlhf_ray.errors import InputError
 from rlhf_ray.jobs.addresses import AddressRefused, check_answers, jobs_address, unset
-from rlhf_ray.jobs.cluster import ClusterRefused, RayCluster
+from rlhf_ray.jobs.cluster import RayCluster
+from rlhf_ray.jobs.connection import ClusterRefused
 from rlhf_ray.stages.cluster import NotAttached, attach
 
 

@@ -318,12 +318,16 @@ def test_engines_that_find_no_room_are_not_waited_for_without_end(endpoint, tiny
     policy = endpoint.config.policy.model_copy(update={"workers": workers})
     limits = endpoint.config.limits.model_copy(update={"timeout_s": 1.0})
     asks_too_much = endpoint.config.model_copy(update={"policy": policy, "limits": limits, "start_s": 2.0})
+    too_large = Endpoint(asks_too_much, endpoint.keys, endpoint.runtime_env)
     with pytest.raises(NotStarted, match=r"test-policy.large was not up after 2 s \(start_s\)"):
-        Endpoint(asks_too_much, endpoint.keys, endpoint.runtime_env).publish(Version("large", str(tiny_model)))
+        too_large.publish(Version("large", str(tiny_model)))
+    too_large.give_up = lambda: True  # as a run that is asked to stop
+    with pytest.raises(NotStarted, match="test-policy.larger was not waited for any longer"):
+        too_large.publish(Version("larger", str(tiny_model)))
     assert Endpoint.attach("test-policy").versions.named("large") is None
     assert caplog.text and os.environ["AWS_SECRET_ACCESS_KEY"] not in caplog.text
     deadline = time.monotonic() + 60
-    while "test-policy.large" in serve.status().applications:
+    while {"test-policy.large", "test-policy.larger"} & serve.status().applications.keys():
         assert time.monotonic() < deadline, "what was given up is still asked for"
         time.sleep(0.2)
 

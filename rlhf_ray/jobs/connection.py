@@ -1,0 +1,67 @@
+"""Reaching the job API of a cluster: where it is, and what the cluster refuses, said with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rlhf_ray.errors import InputError
+from rlhf_ray.jobs.addresses import AUTO, JOBS_ALLOWED, check_answers, check_this_machine
+
+
+class ClusterRefused(InputError, RuntimeError):
+    """The cluster cannot be reached, wants another token, or does not do what it was asked for."""
+
+
+def dashboard_of(address: str) -> str:
+    """The jobs API of a cluster, from its head.
+
+    Raises:
+        AddressRefused: nobody answers there.
+        ClusterRefused: it has no dashboard.
+    """
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    if address == AUTO:
+        check_this_machine(JOBS_ALLOWED)
+    else:
+        check_answers(address, JOBS_ALLOWED)
+    try:
+        url = get_address_for_submission_client(address)
+    except ValueError as error:
+        raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error
+    if url == "http://":
+        raise ClusterRefused(
+            f"{address}: the cluster was started without its dashboard, which takes jobs; {JOBS_ALLOWED}"
+        )
+    return url
+
+
+@contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Ray's errors in this project's words."""
+    from ray.exceptions import AuthenticationError, RayError
+    from requests import RequestException
+
+    hint = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it (`ray get-auth-token` prints it on the head)"
+    try:
+        yield
+    except AuthenticationError as error:
+        wrong = "failed" in str(error).split("\n")[0]
+        why = "refuses this token" if wrong else "wants a token, and none was sent"
+        raise ClusterRefused(f"{address} {why}; {hint}") from error
+    except ConnectionError as error:
+        raise ClusterRefused(
+            f"{address}: {error}; name the dashboard by --address http://HOST:8265 or RAY_ADDRESS"
+        ) from error
+    except RequestException as error:
+        raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error
+    except InputError:
+        raise
+    except (RuntimeError, RayError) as error:
+        raise ClusterRefused(f"{address}: {_first_line(error)}") from error
+
+
+def _first_line(error: Any) -> str:
+    return str(error).strip().splitlines()[-1][:500] if str(error).strip() else type(error).__name__
