@@ -31,7 +31,7 @@ from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
-from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.cpu_linear import use_onednn
 
 LEARNING_RATE, CLIP, BETA, MAX_NORM = 1e-6, 0.2, 0.05, 1.0

@@ -28,7 +28,7 @@ from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
-from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.tiny import train_tokenizer
 
 LONGEST = 512

@@ -25,6 +25,7 @@ from common import report
 from rlhf_ray.algorithms.comparison import Share, ordered
 from rlhf_ray.algorithms.reward_quality import longer_wins
 from rlhf_ray.config import RunConfig, load_config
+from rlhf_ray.data.labels import decided_comparisons, pack_elements, plan_lesson
 from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.records import Pair
@@ -32,11 +33,10 @@ from rlhf_ray.data.split import split_held_out
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model, load_tokenizer
 from rlhf_ray.models.reward_heads import normalisation
-from rlhf_ray.scoring.model_reward import score_sequences
-from rlhf_ray.stages.feedback import decided_comparisons, pack_elements, plan_lesson
+from rlhf_ray.rewards.model_reward import score_sequences
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 CONFIG = Path(__file__).parents[1] / "configs" / "reward-model-hh-cpu.yaml"
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hh-rlhf-harmless" / "pairs.jsonl"

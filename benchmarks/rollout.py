@@ -23,9 +23,9 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
-from rlhf_ray.rollout.environment import worker_environment
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.samples import SampleRequest
+from rlhf_ray.rollout.requests import SampleRequest
+from rlhf_ray.runtime.process_environment import worker_environment
 from rlhf_ray.types import Prompt, RolloutRequest, rollout_seed
 
 VOCABULARY, PROMPT_TOKENS, CONTEXT = 64, 16, 320

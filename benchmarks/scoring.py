@@ -20,8 +20,8 @@ from common import PROMPT_TOKENS, VOCABULARY, build_model, load_average, report
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_ray.config.resources import Workers
-from rlhf_ray.config.scoring import RewardConfig
-from rlhf_ray.scoring.workers import RewardWorker
+from rlhf_ray.config.reward import RewardConfig
+from rlhf_ray.rewards.workers import RewardWorker
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest
 
 TURNS = {"small": 7, "medium": 4}

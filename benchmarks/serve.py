@@ -62,7 +62,7 @@ def serve_stock(model: str, threads: str) -> None:
     from ray import serve
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    from rlhf_ray.stages.cluster import local_runtime_env
+    from rlhf_ray.runtime.cluster import local_runtime_env
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=local_runtime_env())
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})

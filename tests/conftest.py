@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from stores import google_server, s3_server  # noqa: F401 — fixtures
+from tests.stores import google_server, s3_server  # noqa: F401 — fixtures
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A busy machine is no failure, and a test that passed must pass again.
@@ -23,7 +21,7 @@ def ray_cluster():
     """A private Ray with more logical CPUs than this machine may have; roles are bookkeeping."""
     import ray
 
-    from rlhf_ray.stages.cluster import local_runtime_env
+    from rlhf_ray.runtime.cluster import local_runtime_env
 
     runtime_env = local_runtime_env()
     ray.init(address="local", include_dashboard=False, num_cpus=8, log_to_driver=False, runtime_env=runtime_env)

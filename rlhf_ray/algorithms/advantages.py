@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .summary import Summary, summarise
+from rlhf_ray.algorithms.statistics import Summary, summarise
 
 WHITENING_EPSILON = 1e-8
 

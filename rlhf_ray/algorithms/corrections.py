@@ -16,8 +16,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from .ratios import bounded_exp, masked_log_ratio
-from .segments import Segments
+from rlhf_ray.algorithms.ratios import bounded_exp, masked_log_ratio
+from rlhf_ray.algorithms.segments import Segments
 
 
 def importance_weights(

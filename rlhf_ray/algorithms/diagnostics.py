@@ -11,10 +11,10 @@ from typing import Self
 
 from torch import Tensor
 
-from .kl import k3
-from .policy_loss import PolicyLoss
-from .summary import Summary, summarise
-from .value_loss import ValueLoss
+from rlhf_ray.algorithms.kl import k3
+from rlhf_ray.algorithms.policy_loss import PolicyLoss
+from rlhf_ray.algorithms.statistics import Summary, summarise
+from rlhf_ray.algorithms.value_loss import ValueLoss
 
 
 class Diagnostics:

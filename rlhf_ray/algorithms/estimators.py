@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .advantages import dr_grpo, gae, grpo, rloo
-from .reinforce import reinforce_plus_plus, reinforce_plus_plus_baseline
+from rlhf_ray.algorithms.advantages import dr_grpo, gae, grpo, rloo
+from rlhf_ray.algorithms.reinforce import reinforce_plus_plus, reinforce_plus_plus_baseline
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .policy_loss import PolicyLoss, clipped_surrogate
-from .ratios import bounded_exp, masked_log_ratio
-from .segments import Segments
+from rlhf_ray.algorithms.policy_loss import PolicyLoss, clipped_surrogate
+from rlhf_ray.algorithms.ratios import bounded_exp, masked_log_ratio
+from rlhf_ray.algorithms.segments import Segments
 
 
 def gspo_policy_loss(

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .ratios import MAX_LOG_RATIO, bounded_exp, masked_log_ratio
+from rlhf_ray.algorithms.ratios import MAX_LOG_RATIO, bounded_exp, masked_log_ratio
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:

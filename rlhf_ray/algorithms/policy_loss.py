@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .corrections import importance_weights
-from .ratios import bounded_exp, masked_log_ratio
+from rlhf_ray.algorithms.corrections import importance_weights
+from rlhf_ray.algorithms.ratios import bounded_exp, masked_log_ratio
 
 
 @dataclass(frozen=True)

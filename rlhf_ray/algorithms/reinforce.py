@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .advantages import gae, group_baseline, whiten
-from .rewards import at_last_token
+from rlhf_ray.algorithms.advantages import gae, group_baseline, whiten
+from rlhf_ray.algorithms.rewards import at_last_token
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kl import kl_estimator
+from rlhf_ray.algorithms.kl import kl_estimator
 
 
 def token_rewards(

@@ -7,8 +7,8 @@ import sys
 
 from rlhf_ray.cli import data, export, jobs, run, serve, watch
 from rlhf_ray.cli.app import app
-from rlhf_ray.driver.stopping import EXIT_STATUS, RunStopped
 from rlhf_ray.errors import InputError
+from rlhf_ray.runtime.stopping import EXIT_STATUS, RunStopped
 
 __all__ = ["app", "data", "export", "jobs", "main", "run", "serve", "watch"]
 

@@ -18,8 +18,8 @@ app = typer.Typer(
 
 def _config(path: str) -> Path:
     """A run on a store has its config there: a copy of it."""
-    from rlhf_ray.storage.location import is_uri
-    from rlhf_ray.storage.session import read_file
+    from rlhf_ray.runs.storage.location import is_uri
+    from rlhf_ray.runs.storage.session import read_file
 
     return read_file(path) if is_uri(path) else Path(path)
 

@@ -38,8 +38,8 @@ def check(
     from rlhf_ray.data.check import read_all
     from rlhf_ray.data.formats import Format
     from rlhf_ray.data.rows import DataError
+    from rlhf_ray.data.tables import print_check, print_rows
     from rlhf_ray.data.tokens import count_tokens, load_for_counting
-    from rlhf_ray.telemetry.data_tables import print_check, print_rows
 
     if format not in get_args(Format):
         raise DataError(f"--format {format}: allowed are {', '.join(get_args(Format))}")

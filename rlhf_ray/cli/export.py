@@ -18,7 +18,7 @@ def export(
 ) -> None:
     """Write a trained model as a Hugging Face folder to give away: safetensors, tokenizer, model card, figures."""
     from rlhf_ray.export.folder import export as write
-    from rlhf_ray.storage.session import read_run
+    from rlhf_ray.runs.storage.session import read_run
 
     if what not in ("policy", "sft", "reward_model"):
         raise typer.BadParameter(f"{what!r} is none of policy, sft and reward_model")

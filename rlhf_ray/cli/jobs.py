@@ -117,10 +117,10 @@ def status(
     """Where runs stand: stage, step, reward, KL, throughput, workers, alerts, faults."""
     from rlhf_ray.jobs.cluster import RayCluster
     from rlhf_ray.jobs.tables import status_table
-    from rlhf_ray.storage.session import read_run
+    from rlhf_ray.runs.run_folder import RunFolderError
+    from rlhf_ray.runs.status import read_status
+    from rlhf_ray.runs.storage.session import read_run
     from rlhf_ray.telemetry.console import console
-    from rlhf_ray.telemetry.run_folder import RunFolderError
-    from rlhf_ray.telemetry.status import read_status
 
     if run is not None:
         folder = read_run(run)
@@ -170,7 +170,7 @@ def _send(
 
 def _print_log(cluster: RayCluster, attempt: Attempt, follow: bool) -> None:
     """Ends with 1 where a run that is followed does not succeed."""
-    from rlhf_ray.telemetry.status import without_status
+    from rlhf_ray.runs.status import without_status
 
     for text in without_status(cluster.follow(attempt) if follow else [cluster.log(attempt)]):
         sys.stdout.write(text)

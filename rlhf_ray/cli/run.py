@@ -78,9 +78,9 @@ def _do(config: RunConfig, only: Stage | None, resume: bool, fresh: bool, dry_ru
         return
     if fresh and resume:
         raise ConfigError("--fresh starts again and --resume goes on; choose one")
+    from rlhf_ray.runs.run_folder import RunFolder, put_aside
+    from rlhf_ray.runs.storage.location import is_uri
     from rlhf_ray.stages.run import run as run_stages
-    from rlhf_ray.storage.location import is_uri
-    from rlhf_ray.telemetry.run_folder import RunFolder, put_aside
 
     if fresh:
         if is_uri(config.folder):

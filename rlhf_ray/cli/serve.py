@@ -40,8 +40,8 @@ def serve(
     """Serve a policy with OpenAI's API: chat, completions, streaming, models; scores, if it has a reward model."""
     from rlhf_ray.config.loading import load_serving
     from rlhf_ray.models.loading import check_model_folder, check_reward_model
+    from rlhf_ray.runs.storage.folders import copy_here
     from rlhf_ray.serving.target import version_of
-    from rlhf_ray.storage.folders import copy_here
 
     settings, version = load_serving(config, overrides or []), version_of(target, label)
     if settings.reward_model is not None:
@@ -170,7 +170,7 @@ def _start(address: str | None, port: int) -> None:
     import ray
 
     import rlhf_ray
-    from rlhf_ray.stages.cluster import attach, local_runtime_env
+    from rlhf_ray.runtime.cluster import attach, local_runtime_env
 
     if address is not None:
         return attach(address, log_to_driver=False, runtime_env={"py_modules": [rlhf_ray]})
@@ -179,7 +179,7 @@ def _start(address: str | None, port: int) -> None:
 
 
 def _connect(address: str) -> None:
-    from rlhf_ray.stages.cluster import attach
+    from rlhf_ray.runtime.cluster import attach
 
     attach(address, log_to_driver=False)
 

@@ -23,9 +23,9 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report.html again, or one page with several runs side by side."""
-    from rlhf_ray.storage.session import read_run
-    from rlhf_ray.telemetry.report import output_file, write_comparison, write_report
-    from rlhf_ray.telemetry.run_folder import RunFolderError
+    from rlhf_ray.report import output_file, write_comparison, write_report
+    from rlhf_ray.runs.run_folder import RunFolderError
+    from rlhf_ray.runs.storage.session import read_run
 
     # First: a run on a store is copied before it can be read.
     target = None if output is None else output_file(output)
@@ -52,9 +52,9 @@ def watch(
     ] = None,
 ) -> None:
     """Show the runs of a folder in a browser, with the curves of the report, while they grow."""
-    from rlhf_ray.storage.following import followed
-    from rlhf_ray.storage.location import is_uri
-    from rlhf_ray.telemetry.run_folder import RunFolderError
+    from rlhf_ray.runs.run_folder import RunFolderError
+    from rlhf_ray.runs.storage.following import followed
+    from rlhf_ray.runs.storage.location import is_uri
 
     if is_uri(folder):
         with followed(folder, partial(print, flush=True)) as copies:
@@ -67,7 +67,7 @@ def watch(
 
 def _show(folder: Path, host: str, port: int, address: str | None) -> None:
     _connect(address, port)
-    from rlhf_ray.watch.service import LiveSite
+    from rlhf_ray.report.live.service import LiveSite
 
     site = LiveSite.open(folder, host, port, KEYS, shared=address is not None)
     # Whoever ends it otherwise means the same.
@@ -89,7 +89,7 @@ def _show(folder: Path, host: str, port: int, address: str | None) -> None:
 def _connect(address: str | None, port: int) -> None:
     import ray
 
-    from rlhf_ray.stages.cluster import attach, local_runtime_env
+    from rlhf_ray.runtime.cluster import attach, local_runtime_env
 
     if address is None:
         check_port(port)

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.base import Section
 from rlhf_ray.config.kl import KLConfig
+from rlhf_ray.config.section import Section
 from rlhf_ray.config.shaping import DynamicSamplingConfig, OverlongConfig, PtxConfig
 
 __all__ = ["AlgorithmConfig", "KLConfig"]

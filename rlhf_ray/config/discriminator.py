@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from rlhf_ray.config.base import Section
 from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.config.section import Section
 
 
 class ReplayConfig(Section):

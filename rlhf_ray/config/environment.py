@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from rlhf_ray.config.base import Section
+from rlhf_ray.config.section import Section
 
 
 class EnvironmentConfig(Section):

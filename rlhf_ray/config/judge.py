@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.base import Section
+from rlhf_ray.config.section import Section
 
 RequestField = str | int | float | bool
 _OURS = ("model", "messages", "response_format", "stream", "n")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_ray.config.base import Section
+from rlhf_ray.config.section import Section
 
 KLEstimator = Literal["k1", "k2", "k3"]
 

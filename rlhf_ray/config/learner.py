@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.base import Section
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.resources import Workers, check_packing, micro_batch_budget
+from rlhf_ray.config.section import Section
 
 
 class OptimizerConfig(Section):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.base import Section
+from rlhf_ray.config.section import Section
 
 
 def micro_batch_budget(section: dict[str, Any]) -> int:

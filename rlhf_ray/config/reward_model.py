@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.base import Section
+from rlhf_ray.config.section import Section
 from rlhf_ray.config.supervised import SupervisedConfig
 
 

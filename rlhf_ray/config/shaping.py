@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from rlhf_ray.config.base import Section
+from rlhf_ray.config.section import Section
 
 
 class OverlongConfig(Section):

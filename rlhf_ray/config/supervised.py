@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_ray.config.base import Section
 from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.config.section import Section
 
 
 class EarlyStoppingConfig(Section):

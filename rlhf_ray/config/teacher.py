@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlhf_ray.config.resources import Workers, micro_batch_budget
-from rlhf_ray.config.scoring import ScorerConfig
+from rlhf_ray.config.reward import ScorerConfig
 
 
 class TeacherConfig(ScorerConfig):

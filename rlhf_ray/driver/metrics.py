@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf_ray.driver.preparation import Prepared
 from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.training_batch import Prepared
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.types import Experience
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlhf_ray.algorithms.kl_control import AdaptiveKL, FixedKL, KLController, controller_from_dict
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.driver.admission import Admission
-from rlhf_ray.driver.checkpoint import RunState
+from rlhf_ray.driver.checkpointer import RunState
 
 
 @dataclass(frozen=True)

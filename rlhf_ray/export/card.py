@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from rlhf_ray.telemetry.report.content import Content
-from rlhf_ray.telemetry.report.reader import read_content
-from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.report.content import Content
+from rlhf_ray.report.reader import read_content
+from rlhf_ray.runs.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 MUCH_LONGER = 1.25

@@ -9,7 +9,7 @@ from typing import Literal
 from rlhf_ray.errors import InputError
 from rlhf_ray.export.card import model_card
 from rlhf_ray.models.loading import check_model_folder
-from rlhf_ray.telemetry.run_folder import QUALITY, RunFolder
+from rlhf_ray.runs.run_folder import QUALITY, RunFolder
 
 What = Literal["policy", "sft", "reward_model"]
 LEFT_OUT = ("metrics.jsonl", "fit.json", "held_out_rewards.json")

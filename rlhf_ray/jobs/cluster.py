@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.addresses import AUTO, JOBS_VARIABLES, is_url, jobs_address, unset
 from rlhf_ray.jobs.connection import ClusterRefused, dashboard_of, explained
 from rlhf_ray.jobs.submission import ATTEMPT, FILES, FOLDER, RUN, Submission
 from rlhf_ray.jobs.token import read_token
-from rlhf_ray.telemetry.status import RunStatus, newest_status
+from rlhf_ray.runs.status import RunStatus, newest_status
+from rlhf_ray.runtime.addresses import AUTO, JOBS_VARIABLES, is_url, jobs_address, unset
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.addresses import AUTO, JOBS_ALLOWED, check_answers, check_this_machine
+from rlhf_ray.runtime.addresses import AUTO, JOBS_ALLOWED, check_answers, check_this_machine
 
 
 class ClusterRefused(InputError, RuntimeError):

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from rlhf_ray.jobs.cluster import Attempt, Workers
+from rlhf_ray.runs.status import RunStatus
 from rlhf_ray.telemetry.names import describe
 from rlhf_ray.telemetry.progress import duration
-from rlhf_ray.telemetry.status import RunStatus
 
 _STYLES = {"RUNNING": "green", "PENDING": "yellow", "FAILED": "red", "STOPPED": "yellow", "SUCCEEDED": "cyan"}
 

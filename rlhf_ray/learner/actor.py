@@ -21,7 +21,7 @@ from rlhf_ray.batch import Batch, ModelInput, pack_sequences
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.teacher import TeacherConfig
-from rlhf_ray.learner import engine as deepspeed_engine
+from rlhf_ray.learner import deepspeed_engine
 from rlhf_ray.learner.adversarial_objective import discriminator_objective
 from rlhf_ray.learner.objectives import Objective, policy_objective, value_objective
 from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
@@ -30,11 +30,11 @@ from rlhf_ray.models.heads import SequenceScores, TokenLogprobs, TokenValues
 from rlhf_ray.models.loading import load_causal_lm, load_reward_model, load_scalar_model
 from rlhf_ray.models.lora import without_adapters
 from rlhf_ray.models.reward_heads import RewardHeads
-from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
-from rlhf_ray.rollout.weights.native import NativeSender, TransferPlan
-from rlhf_ray.storage.folders import Manifest, here
-from rlhf_ray.storage.location import local
-from rlhf_ray.storage.shares import put_share, take_share, whereabouts
+from rlhf_ray.runs.storage.folders import Manifest, here
+from rlhf_ray.runs.storage.location import local
+from rlhf_ray.runs.storage.rank_files import put_share, take_share, whereabouts
+from rlhf_ray.weights.bucket import WeightBucket, pack
+from rlhf_ray.weights.native import NativeSender, TransferPlan
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlhf_ray.algorithms.adversarial import discriminator_accuracy, discriminator_loss
 from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.diagnostics import Diagnostics
-from rlhf_ray.algorithms.summary import Summary, summarise
+from rlhf_ray.algorithms.statistics import Summary, summarise
 from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.learner.objectives import Objective
 

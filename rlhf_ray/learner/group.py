@@ -20,10 +20,10 @@ from ray.actor import ActorHandle
 
 from rlhf_ray.batch import Batch
 from rlhf_ray.learner.actor import Learner, LearnerSpec
-from rlhf_ray.learner.planning import Plan, plan_micro_batches
 from rlhf_ray.learner.sharded_model import StepResult
-from rlhf_ray.storage.location import is_uri, portable
-from rlhf_ray.storage.shares import collect, note_elsewhere, whereabouts
+from rlhf_ray.micro_batches import Plan, plan_micro_batches
+from rlhf_ray.runs.storage.location import is_uri, portable
+from rlhf_ray.runs.storage.rank_files import collect, note_elsewhere, whereabouts
 
 
 class LearnerGroup:

@@ -17,9 +17,9 @@ from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.diagnostics import Diagnostics, measure_policy, measure_value
 from rlhf_ray.algorithms.kl import kl_loss
-from rlhf_ray.algorithms.policy_losses import Clip, PolicyTokens, policy_loss_named
+from rlhf_ray.algorithms.losses import Clip, PolicyTokens, policy_loss_named
 from rlhf_ray.algorithms.segments import Segments
-from rlhf_ray.algorithms.summary import Summary, summarise
+from rlhf_ray.algorithms.statistics import Summary, summarise
 from rlhf_ray.algorithms.value_loss import ppo_value_loss
 from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.algorithm import AlgorithmConfig

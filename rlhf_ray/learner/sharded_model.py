@@ -20,7 +20,7 @@ from torch import nn
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import TARGET_COLUMNS, Batch, Layout, ModelInput, pack, pad
 from rlhf_ray.config.learner import LearnerConfig
-from rlhf_ray.learner.engine import clips_itself
+from rlhf_ray.learner.deepspeed_engine import clips_itself
 from rlhf_ray.learner.gathering import gathered
 from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.models.lora import adapter_weights, weights_of

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.telemetry.run_folder import atomic_write
+from rlhf_ray.runs.run_folder import atomic_write
 
 MEAN_OF_GROUPS = "mean"
 """The name of the reading that is the mean over all groups; no group can have it."""

@@ -17,13 +17,13 @@ from vllm.outputs import RequestOutput
 
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
+from rlhf_ray.rollout.engine_thread import Deliver, Stepper
 from rlhf_ray.rollout.errors import EngineBusy, TornWeights
-from rlhf_ray.rollout.samples import Sample, SampleRequest, check_prompt
-from rlhf_ray.rollout.stepper import Deliver, Stepper
+from rlhf_ray.rollout.requests import Sample, SampleRequest, check_prompt
 from rlhf_ray.rollout.vllm_arguments import end_tokens, engine_arguments, probe_parameters, sampling_parameters
-from rlhf_ray.rollout.weights.adapter import AdapterSlot
-from rlhf_ray.rollout.weights.bucket import WeightBucket
 from rlhf_ray.types import PolicyVersion
+from rlhf_ray.weights.adapter import AdapterSlot
+from rlhf_ray.weights.bucket import WeightBucket
 
 Route = Literal["buckets", "native", "adapter"]
 """How weights come: in our buckets, or by one of vLLM's own transfer engines; or as an adapter of the base, in our buckets."""

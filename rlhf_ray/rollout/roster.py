@@ -7,9 +7,9 @@ from typing import Any
 
 import ray
 
-from rlhf_ray.rollout.calls import describe
-from rlhf_ray.rollout.members import Member, WorkerEvent
 from rlhf_ray.rollout.membership import Happening, State
+from rlhf_ray.rollout.workers import Member, WorkerEvent
+from rlhf_ray.runtime.actor_calls import describe
 
 
 class Roster:

@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
-from rlhf_ray.rollout.weights.adapter import lora_arguments
+from rlhf_ray.weights.adapter import lora_arguments
 
 _GIB = 1 << 30
 
@@ -27,7 +27,7 @@ def engine_arguments(model: str, config: RolloutConfig, context: int, lora: Lora
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enforce_eager": config.enforce_eager,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": "rlhf_ray.rollout.weights.reload.BucketReload",
+        "worker_extension_cls": "rlhf_ray.weights.reload.BucketReload",
         # Token ids in and out: no tokenizer, no text, and no sampling defaults but our own.
         "skip_tokenizer_init": True,
         "generation_config": "vllm",

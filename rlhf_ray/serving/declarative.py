@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 from ray.serve import Application
 
-from rlhf_ray.config.base import Section
+from rlhf_ray.config.section import Section
 from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.serving.gateway import REWARDS, application, build_gateway
 from rlhf_ray.serving.keys import KeysError, read_keys

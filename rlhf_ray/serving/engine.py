@@ -7,8 +7,8 @@ from typing import Any
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 
-from rlhf_ray.storage.folders import copy_here
-from rlhf_ray.storage.location import copy_of
+from rlhf_ray.runs.storage.folders import copy_here
+from rlhf_ray.runs.storage.location import copy_of
 
 
 class OneProcessEngine(VLLMEngine):

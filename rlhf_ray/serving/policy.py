@@ -10,10 +10,10 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.models.loading import context_of
+from rlhf_ray.runs.storage.folders import copy_here
+from rlhf_ray.runs.storage.location import is_reference
 from rlhf_ray.serving.engine import FromStore, OneProcessEngine
 from rlhf_ray.serving.versions import Version
-from rlhf_ray.storage.folders import copy_here
-from rlhf_ray.storage.location import is_reference
 
 
 def build_policy(config: ServingConfig, version: Version) -> Application:

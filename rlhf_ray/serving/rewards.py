@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from rlhf_ray.config.scoring import RewardConfig, RewardModelSource
+from rlhf_ray.config.reward import RewardConfig, RewardModelSource
 from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.models.loading import context_of, load_tokenizer
-from rlhf_ray.scoring.errors import RewardError
-from rlhf_ray.scoring.model_reward import ModelReward
-from rlhf_ray.storage.folders import copy_here
+from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.model_reward import ModelReward
+from rlhf_ray.runs.storage.folders import copy_here
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest
 
 BATCH_WAIT_S = 0.005

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from rlhf_ray.models.loading import NotAModel, check_model_folder
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.storage.folders import copy_here
+from rlhf_ray.runs.storage.location import is_reference, is_uri
+from rlhf_ray.runs.storage.session import read_run
 from rlhf_ray.serving.versions import Version
-from rlhf_ray.storage.folders import copy_here
-from rlhf_ray.storage.location import is_reference, is_uri
-from rlhf_ray.storage.session import read_run
-from rlhf_ray.telemetry.metrics import read_metrics
 
 
 def version_of(path: str, label: str | None = None) -> Version:

@@ -9,8 +9,8 @@ from transformers import AutoConfig
 
 from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.loading import ConfigError
+from rlhf_ray.config.reward import RewardConfig
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.scoring import RewardConfig
 from rlhf_ray.environments.calls import check_environment
 from rlhf_ray.environments.template import TurnRenderer
 from rlhf_ray.models.loading import (
@@ -20,10 +20,10 @@ from rlhf_ray.models.loading import (
     load_tokenizer,
     local_folder,
 )
-from rlhf_ray.placement import plan_placement
-from rlhf_ray.scoring.http import read_keys
-from rlhf_ray.scoring.judge_prompts import Questions
-from rlhf_ray.scoring.sources import resolve_function
+from rlhf_ray.rewards.http import read_keys
+from rlhf_ray.rewards.judge_prompts import Questions
+from rlhf_ray.rewards.sources import resolve_function
+from rlhf_ray.runtime.placement import plan_placement
 from rlhf_ray.telemetry.wandb_log import check_wandb
 
 

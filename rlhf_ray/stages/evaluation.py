@@ -16,17 +16,17 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algorithms.comparison import win_rate
+from rlhf_ray.config.reward import RewardFunctionSource
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.config.scoring import RewardFunctionSource
+from rlhf_ray.data.datasets import SIMULATED_UTILITY
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
-from rlhf_ray.driver.roles import Roles
-from rlhf_ray.scoring.answers import numbers
-from rlhf_ray.scoring.errors import RewardError
-from rlhf_ray.scoring.sources import FunctionReward
-from rlhf_ray.stages.datasets import SIMULATED_UTILITY
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
+from rlhf_ray.driver.workers import Roles
+from rlhf_ray.rewards.answers import numbers
+from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.sources import FunctionReward
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder, atomic_write
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
 
 

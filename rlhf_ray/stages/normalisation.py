@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ray.config.scoring import RewardModelSource
-from rlhf_ray.driver.roles import Roles
+from rlhf_ray.config.reward import RewardModelSource
+from rlhf_ray.driver.workers import Roles
 from rlhf_ray.models.reward_heads import SMALLEST_STD, normalised_on, renormalise
 from rlhf_ray.types import Prompt, RolloutRequest, rollout_seed
 

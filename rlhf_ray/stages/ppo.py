@@ -9,28 +9,28 @@ from pathlib import Path
 
 from rlhf_ray.config import dump_config
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.data.datasets import Split, fitting, prompt_limit
 from rlhf_ray.data.tokenize import encode_prompts
-from rlhf_ray.driver import checkpoint
-from rlhf_ray.driver.checkpoint import RunState
-from rlhf_ray.driver.imitation import Imitation
-from rlhf_ray.driver.journal import Journal
+from rlhf_ray.driver import checkpointer
+from rlhf_ray.driver.checkpointer import RunState
+from rlhf_ray.driver.extras.demonstrations import encoded, to_learn_from, to_tell_apart
+from rlhf_ray.driver.extras.discriminator import Imitation
+from rlhf_ray.driver.extras.endpoint import publishing
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
-from rlhf_ray.driver.roles import Roles
+from rlhf_ray.driver.run_logger import Journal
 from rlhf_ray.driver.state import TrainingState
-from rlhf_ray.driver.stopping import StopRequest
+from rlhf_ray.driver.workers import Roles
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.saving import replace_folder
-from rlhf_ray.stages.datasets import Split, fitting, prompt_limit
-from rlhf_ray.stages.demonstrations import encoded, to_learn_from, to_tell_apart
-from rlhf_ray.stages.publishing import publishing
-from rlhf_ray.telemetry.events import EventLog
-from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.runs.events import EventLog
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runtime.stopping import StopRequest
 
 
 def find_checkpoint(folder: RunFolder, events: EventLog) -> tuple[Path, RunState] | None:
     """The newest whole checkpoint; damaged ones that were passed over become events."""
-    return checkpoint.newest(folder.checkpoints, lambda reason: events.emit("fault", reason))
+    return checkpointer.newest(folder.checkpoints, lambda reason: events.emit("fault", reason))
 
 
 async def run_ppo(
@@ -72,7 +72,7 @@ async def run_ppo(
         await _restore(roles, imitation, path)
         await roles.pool.publish(state.step, roles.policy)
         events.emit("stage", f"ppo goes on after step {state.step}", checkpoint=path.name)
-    digest = checkpoint.fingerprint(dump_config(config))
+    digest = checkpointer.fingerprint(dump_config(config))
     resume_step = state.step if found else None
     keep = config.ppo.checkpoint.keep
     offering = None

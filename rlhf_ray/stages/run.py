@@ -19,30 +19,30 @@ from rlhf_ray.config import RunConfig, dump_config
 from rlhf_ray.config.changes import check_unchanged
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import Stage
+from rlhf_ray.data.datasets import Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.data.tokenize import encode_prompts
-from rlhf_ray.driver.journal import note_worker_event
-from rlhf_ray.driver.roles import LEARNERS, ModelPaths, Roles
-from rlhf_ray.driver.stopping import RunStopped, StopRequest, stop_on_sigterm
+from rlhf_ray.driver.extras.endpoint import check_endpoint
+from rlhf_ray.driver.run_logger import note_worker_event
+from rlhf_ray.driver.workers import LEARNERS, ModelPaths, Roles
 from rlhf_ray.models.loading import load_tokenizer, local_folder
-from rlhf_ray.placement import Placement, plan_placement
+from rlhf_ray.report import write_report
+from rlhf_ray.runs.events import EventLog, read_events
+from rlhf_ray.runs.run_folder import RunFolder, atomic_write
+from rlhf_ray.runs.status import status_lines
+from rlhf_ray.runs.storage.location import portable
+from rlhf_ray.runs.storage.mirror import Mirror
+from rlhf_ray.runs.storage.session import hold
+from rlhf_ray.runtime.cluster import JOB, connect
+from rlhf_ray.runtime.placement import Placement, plan_placement
+from rlhf_ray.runtime.stopping import RunStopped, StopRequest, stop_on_sigterm
 from rlhf_ray.stages import evaluation, normalisation
 from rlhf_ray.stages.checks import check_run
-from rlhf_ray.stages.cluster import JOB, connect
-from rlhf_ray.stages.datasets import Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
-from rlhf_ray.stages.preliminary import base_model, run_sft
-from rlhf_ray.stages.publishing import check_endpoint
 from rlhf_ray.stages.reward_model import run_reward_model
-from rlhf_ray.storage.location import portable
-from rlhf_ray.storage.mirror import Mirror
-from rlhf_ray.storage.session import hold
+from rlhf_ray.stages.sft import base_model, run_sft
 from rlhf_ray.telemetry.console import console
-from rlhf_ray.telemetry.events import EventLog, read_events
 from rlhf_ray.telemetry.progress import StageProgress
-from rlhf_ray.telemetry.report import write_report
-from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
-from rlhf_ray.telemetry.status import status_lines
 
 COMMANDS: dict[Stage, str] = {"sft": "sft", "reward_model": "reward-model", "ppo": "ppo", "evaluation": "evaluate"}
 """The commands that do one stage of a run."""

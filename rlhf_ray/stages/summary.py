@@ -8,9 +8,9 @@ from shlex import quote
 from rich.table import Table
 
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.placement import plan_placement
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runtime.placement import plan_placement
 from rlhf_ray.telemetry.console import console
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 
 def print_placement(config: RunConfig) -> None:

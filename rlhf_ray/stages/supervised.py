@@ -22,15 +22,15 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.telemetry import WandbConfig
-from rlhf_ray.driver.stopping import RunStopped, StopRequest
 from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.learner.sharded_model import ShardedModel
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runs.storage.location import is_uri, portable
+from rlhf_ray.runtime.stopping import RunStopped, StopRequest
 from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.rank import train_rank
-from rlhf_ray.storage.location import is_uri, portable
-from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.progress import StageProgress
-from rlhf_ray.telemetry.run_folder import RunFolder
 from rlhf_ray.telemetry.wandb_log import WandbLog
 
 Kind = Literal["sft", "reward_model"]

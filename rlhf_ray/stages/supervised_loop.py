@@ -18,18 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_ray import sealed
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import Batch
-from rlhf_ray.learner import engine as deepspeed_engine
-from rlhf_ray.learner.engine import learning_rate
-from rlhf_ray.learner.planning import plan_micro_batches
+from rlhf_ray.learner import deepspeed_engine
+from rlhf_ray.learner.deepspeed_engine import learning_rate
 from rlhf_ray.learner.sharded_model import ShardedModel
+from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.saving import replace_folder
-from rlhf_ray.sealed import NotACheckpoint
+from rlhf_ray.runs import atomic_checkpoint
+from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
+from rlhf_ray.runs.metrics import MetricsLog
 from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.supervised import FIT, SupervisedJob
-from rlhf_ray.telemetry.metrics import MetricsLog
 
 STATE = "fit.json"
 KEPT_CHECKPOINTS = 2
@@ -150,7 +150,9 @@ class SupervisedLoop:
     def checkpoint(self, log: MetricsLog | None) -> None:
         """Everything to go on from: the learner's state, and `self.state`."""
         folder, leader = self.job.checkpoints, self.model.rank == 0
-        temporary = sealed.begin(folder, self.state.step) if leader else folder / f"tmp_step_{self.state.step}"
+        temporary = (
+            atomic_checkpoint.begin(folder, self.state.step) if leader else folder / f"tmp_step_{self.state.step}"
+        )
         self.model.barrier()
         state = {"task": self.job.task.state()}
         self.model.save_state(str(temporary), state)
@@ -158,14 +160,14 @@ class SupervisedLoop:
         if leader:
             log.sync()
             (temporary / STATE).write_text(json.dumps(asdict(self.state)))
-            sealed.seal(temporary)
-            sealed.keep_newest(folder, KEPT_CHECKPOINTS, up_to=self.state.step)
+            atomic_checkpoint.seal(temporary)
+            atomic_checkpoint.keep_newest(folder, KEPT_CHECKPOINTS, up_to=self.state.step)
             self._remove_superseded()
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint, if there is one."""
         logger = logging.getLogger(__name__)
-        found = sealed.newest(self.job.checkpoints, self._read, logger.warning)
+        found = atomic_checkpoint.newest(self.job.checkpoints, self._read, logger.warning)
         if found is None:
             return False
         path, self.state = found
@@ -185,7 +187,7 @@ class SupervisedLoop:
             shutil.rmtree(self.job.checkpoints)
 
     def _read(self, checkpoint: Path) -> FitState:
-        sealed.verify(checkpoint, STATE)
+        atomic_checkpoint.verify(checkpoint, STATE)
         state = FitState(**json.loads((checkpoint / STATE).read_text()))
         if self.job.config.keep == "best" and not self.best_folder(state).is_dir():
             raise NotACheckpoint(f"checkpoint {checkpoint} needs {self.best_folder(state)}, which is missing")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.runs.events import Event, EventLog, read_events
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.telemetry.alert_checks import AlertName
 from rlhf_ray.telemetry.alerts import Alert, Record, advance, replayed
-from rlhf_ray.telemetry.events import Event, EventLog, read_events
 from rlhf_ray.telemetry.prometheus import AlertGauge
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 _BEGINS, _OVER = "begins", "is over"
 

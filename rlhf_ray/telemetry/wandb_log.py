@@ -16,8 +16,8 @@ import yaml
 
 from rlhf_ray.config.telemetry import WandbConfig
 from rlhf_ray.errors import InputError
-from rlhf_ray.telemetry.jsonl import Closing
-from rlhf_ray.telemetry.run_folder import RunFolder, atomic_write
+from rlhf_ray.runs.jsonl import Closing
+from rlhf_ray.runs.run_folder import RunFolder, atomic_write
 
 KEY = "WANDB_API_KEY"
 _OWN = ("step", "timestamp")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.algorithms.advantages import dr_grpo, gae, grpo, rloo, whiten
-from rlhf_ray.algorithms.summary import summarise
+from rlhf_ray.algorithms.statistics import summarise
 
 
 def random_batch(seed: int, rows: int = 3, length: int = 6, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
-from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, Clip, PolicyTokens, policy_loss_named
+from rlhf_ray.algorithms.losses import POLICY_LOSSES, Clip, PolicyTokens, policy_loss_named
 from rlhf_ray.algorithms.segments import Segments
 from rlhf_ray.config.algorithm import AlgorithmConfig
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_ray.algorithms.preference import bradley_terry_loss
-from rlhf_ray.algorithms.rankings import (
+from rlhf_ray.algorithms.preferences import (
     MOST_TIED,
     all_pairs,
     choice_loss,

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from rlhf_ray.config import load_config
-from rlhf_ray.config.base import Section
-from rlhf_ray.placement import plan_placement
+from rlhf_ray.config.section import Section
+from rlhf_ray.runtime.placement import plan_placement
 from rlhf_ray.serving.declarative import EngineArguments, GatewayArguments, RewardArguments, serve_config
 
 ROOT = Path(__file__).parents[2]

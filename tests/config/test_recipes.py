@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from recipes import RECIPES, load_recipe
+from tests.recipes import RECIPES, load_recipe
 
 CHOICES = {
     "PPO": ("gae", "ppo", "token_mean", "reward"),

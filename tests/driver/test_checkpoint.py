@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray import sealed
 from rlhf_ray.algorithms.kl_control import AdaptiveKL, FixedKL
 from rlhf_ray.config.algorithm import KLConfig
-from rlhf_ray.driver import checkpoint
-from rlhf_ray.driver.checkpoint import RunState, load_state, newest
+from rlhf_ray.driver import checkpointer
+from rlhf_ray.driver.checkpointer import RunState, load_state, newest
 from rlhf_ray.driver.state import TrainingState
-from rlhf_ray.sealed import NotACheckpoint
+from rlhf_ray.runs import atomic_checkpoint
+from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
 
 FILES = {"policy/model.safetensors": b"weights", "policy_learner/state/rank_0.pt": bytes(range(256)), "empty": b""}
 
@@ -31,7 +31,7 @@ async def write_roles(folder: Path) -> None:
 
 
 def save(folder: Path, step: int, keep: int = 2, write=write_roles) -> Path:
-    return asyncio.run(checkpoint.save(folder, state(step), write, keep))
+    return asyncio.run(checkpointer.save(folder, state(step), write, keep))
 
 
 def refused(path: Path) -> str:
@@ -51,7 +51,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert newest(tmp_path, no_damage) == (path, state(3))
 
 
-EVERY_FILE = [*FILES, checkpoint.STATE]
+EVERY_FILE = [*FILES, checkpointer.STATE]
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY_FILE if FILES.get(name) != b""])
@@ -79,7 +79,7 @@ def test_a_missing_file_is_found(tmp_path, name):
 
 def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
     path = save(tmp_path, 1)
-    (path / sealed.MANIFEST).unlink()
+    (path / atomic_checkpoint.MANIFEST).unlink()
     assert "is not a checkpoint: it has no manifest.json" in refused(path)
     assert "is not a checkpoint" in refused(tmp_path / "nowhere")
 
@@ -87,7 +87,7 @@ def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
 def test_no_damage_of_the_manifest_itself_escapes(tmp_path):
     """Every single flipped bit: the checkpoint is refused, or what is loaded is what was saved; nothing else is raised."""
     path = save(tmp_path, 1)
-    manifest = path / sealed.MANIFEST
+    manifest = path / atomic_checkpoint.MANIFEST
     whole = manifest.read_bytes()
     refusals = 0
     for position in range(len(whole)):
@@ -107,11 +107,11 @@ def test_no_damage_of_the_manifest_itself_escapes(tmp_path):
 
 def test_a_state_of_another_version_is_refused(tmp_path):
     path = save(tmp_path, 1)
-    fields = json.loads((path / checkpoint.STATE).read_text()) | {"new_field": 1}
-    (path / checkpoint.STATE).write_text(json.dumps(fields))
-    manifest = json.loads((path / sealed.MANIFEST).read_text())
-    manifest[checkpoint.STATE] = checkpoint.fingerprint(json.dumps(fields))
-    (path / sealed.MANIFEST).write_text(json.dumps(manifest))
+    fields = json.loads((path / checkpointer.STATE).read_text()) | {"new_field": 1}
+    (path / checkpointer.STATE).write_text(json.dumps(fields))
+    manifest = json.loads((path / atomic_checkpoint.MANIFEST).read_text())
+    manifest[checkpointer.STATE] = checkpointer.fingerprint(json.dumps(fields))
+    (path / atomic_checkpoint.MANIFEST).write_text(json.dumps(manifest))
     assert "new_field" in refused(path)
 
 
@@ -201,7 +201,7 @@ def test_a_resumed_run_admits_what_the_interrupted_one_would_have(tmp_path):
 def test_groups_that_were_not_finished_survive_and_come_first(tmp_path):
     """With staleness 1 a run stops while some groups are under way: they are generated again, then what comes next."""
     stopped = TrainingState.initial(KLConfig()).advance(None, 2, next_group=7, unfinished=(3, 5))
-    asyncio.run(checkpoint.save(tmp_path, stopped.saved("f" * 64), write_roles, keep=1))
+    asyncio.run(checkpointer.save(tmp_path, stopped.saved("f" * 64), write_roles, keep=1))
     resumed = TrainingState.restored(load_state(tmp_path / "step_1"))
     assert resumed == stopped
     assert resumed.admission(2, staleness=1).admit() == [3, 5, 7, 8]

@@ -12,12 +12,12 @@ from rlhf_ray.algorithms.advantages import gae
 from rlhf_ray.batch import pad
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.config.resources import Workers
-from rlhf_ray.config.scoring import ScorerConfig
-from rlhf_ray.driver.preparation import collate, prepare
+from rlhf_ray.config.reward import ScorerConfig
+from rlhf_ray.driver.training_batch import collate, prepare
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm
-from rlhf_ray.scoring.workers import ReferenceWorker
+from rlhf_ray.rewards.workers import ReferenceWorker
 from rlhf_ray.types import Experience, Rollout, Score
 
 PROMPTS = 12

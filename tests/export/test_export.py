@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rlhf_ray.algorithms.reward_quality import measure_quality
 from rlhf_ray.cli import app
 from rlhf_ray.export.folder import ExportError, export
-from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.runs.run_folder import RunFolder
 
 EVALUATION = {
     "win_rate_vs_sft": 0.75, "win_rate_interval": [0.7, 0.8], "prompts": 300, "kl_sequence": 3.25,

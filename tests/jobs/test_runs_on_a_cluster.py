@@ -16,11 +16,11 @@ import httpx
 import pytest
 import yaml
 
-from rlhf_ray.driver.checkpoint import load_state
-from rlhf_ray.driver.ledger import read_ledger
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
-from rlhf_ray.telemetry.status import read_status
+from rlhf_ray.driver.checkpointer import load_state
+from rlhf_ray.runs.ledger import read_ledger
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runs.status import read_status
 
 ROOT = Path(__file__).parents[2]
 CANARY, FORWARDED = "canary-5d1f0c", "canary-8a7be2"
@@ -121,7 +121,7 @@ ATTACH = """
 import functools, sys
 import ray
 from ray._private import services
-from rlhf_ray.stages.cluster import attach
+from rlhf_ray.runtime.cluster import attach
 
 # This machine may have other clusters, too.
 services._cached_find_gcs_addresses = functools.cache(lambda: frozenset(sys.argv[1:]))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rlhf_ray.jobs.cluster import Attempt, Workers
 from rlhf_ray.jobs.submission import Submission
 from rlhf_ray.jobs.tables import run_table, status_cells, status_table
-from rlhf_ray.telemetry.status import RunStatus
+from rlhf_ray.runs.status import RunStatus
 
 SUBMISSION = Submission("a", 1, "/shared/runs/a", "exec python", (), {})
 

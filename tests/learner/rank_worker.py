@@ -15,9 +15,9 @@ from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.learner import engine
 from rlhf_ray.learner.adversarial_objective import discriminator_objective
 from rlhf_ray.learner.objectives import Objective, policy_objective
-from rlhf_ray.learner.planning import plan_micro_batches
 from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
+from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.heads import SequenceScores, TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_reward_model
 from rlhf_ray.models.reward_heads import RewardHeads

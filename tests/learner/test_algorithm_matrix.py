@@ -14,28 +14,26 @@ import ray
 
 from rlhf_ray.batch import pack_sequences
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
-from rlhf_ray.config.stages import PpoConfig
-from rlhf_ray.driver.journal import Journal
+from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.driver.loop import PpoLoop
-from rlhf_ray.driver.preparation import collate
 from rlhf_ray.driver.prompts import PromptSource
-from rlhf_ray.driver.ptx import DemonstrationSource
-from rlhf_ray.driver.roles import Roles
+from rlhf_ray.driver.run_logger import Journal
 from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.training_batch import collate
+from rlhf_ray.driver.workers import Roles
 from rlhf_ray.learner import engine
 from rlhf_ray.learner.actor import Learner, LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.telemetry.events import EventLog
-from rlhf_ray.telemetry.run_folder import RunFolder
+from rlhf_ray.runs.events import EventLog
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.types import Experience, Prompt, Rollout, Score
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from recipes import RECIPES, load_recipe
+from tests.recipes import RECIPES, load_recipe
 
 # Ray's workers cannot import a test: its classes travel with their code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

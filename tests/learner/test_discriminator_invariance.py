@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ import pytest
 import ray
 
 from rlhf_ray.batch import Batch
-from rlhf_ray.driver.replay import scored_at_end, told_apart
+from rlhf_ray.driver.extras.replay import scored_at_end, told_apart
+from tests.learner.rank_worker import DiscriminatorRankWorker
 
-sys.path.insert(0, str(Path(__file__).parent))
-from rank_worker import DiscriminatorRankWorker
-
-ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}}
+ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}
 STEPS = 3
 
 

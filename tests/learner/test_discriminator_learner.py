@@ -12,10 +12,10 @@ import torch
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.discriminator import DiscriminatorConfig
-from rlhf_ray.config.stages import PpoConfig
-from rlhf_ray.driver.imitation import Imitation
-from rlhf_ray.driver.ptx import DemonstrationSource
-from rlhf_ray.driver.replay import scored_at_end, told_apart
+from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.driver.extras.discriminator import Imitation
+from rlhf_ray.driver.extras.ptx import DemonstrationSource
+from rlhf_ray.driver.extras.replay import scored_at_end, told_apart
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.models.loading import load_reward_model

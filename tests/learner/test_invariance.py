@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,14 @@ import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-from rank_worker import ALGORITHM, RankWorker, ragged_batch
-
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.config.shaping import PtxConfig
-from rlhf_ray.driver.ptx import with_demonstrations
+from rlhf_ray.driver.extras.ptx import with_demonstrations
+from tests.learner.rank_worker import ALGORITHM, RankWorker, ragged_batch
 
 LENGTHS = [3, 31, 4, 17, 9, 24, 5]
 STEPS = 5
-ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}}
+ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}
 
 
 @pytest.fixture(scope="module")

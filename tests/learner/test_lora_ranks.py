@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,15 @@ import pytest
 import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from rank_worker import RankWorker, ragged_batch
-
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig, ShardingConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.learner import engine
 from rlhf_ray.learner.sharded_model import ShardedModel
+from tests.learner.rank_worker import RankWorker, ragged_batch
 
 LORA = LoraConfig(rank=4, alpha=8.0)
-ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}}
+ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}
 
 
 class LoraRank(RankWorker):

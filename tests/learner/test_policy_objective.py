@@ -18,7 +18,7 @@ from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
 from rlhf_ray.batch import Batch, ModelInput, pack_sequences, pad, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.driver.ptx import with_demonstrations
+from rlhf_ray.driver.extras.ptx import with_demonstrations
 from rlhf_ray.learner.objectives import policy_objective
 
 VOCABULARY, LIMIT, BETA = 6, 7, 0.1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,9 @@ import ray
 
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.reward_model import GroupsConfig, RewardModelConfig
+from tests.learner.rank_worker import RewardRankWorker
 
-sys.path.insert(0, str(Path(__file__).parent))
-from rank_worker import RewardRankWorker
-
-ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}}
+ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}
 CONFIG = RewardModelConfig(kind="rankings", ranking_loss="plackett_luce", groups=GroupsConfig(shrinkage=0.5))
 RANKS = [[1, 2, 3], [2, 1], [1, 1, 2, 3], [3, 2, 1], [1, 2]]
 STEPS = 3

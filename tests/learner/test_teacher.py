@@ -10,9 +10,6 @@ import pytest
 import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from rank_worker import RankWorker, ragged_batch
-
 from rlhf_ray.algorithms.distillation import reverse_kl
 from rlhf_ray.batch import Batch, pad
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
@@ -22,12 +19,13 @@ from rlhf_ray.learner.objectives import Objective, policy_objective
 from rlhf_ray.learner.teacher import FrozenTeacher, load_teacher
 from rlhf_ray.models.heads import TargetLogits, TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm
+from tests.learner.rank_worker import RankWorker, ragged_batch
 
 # Ray's workers cannot import a test: its classes travel with their code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 ALONE = AlgorithmConfig(advantage="none", kl=KLConfig(placement="none"))
-ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}}
+ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}
 
 
 class TaughtRank(RankWorker):

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qw
 
 from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig, WeightChannelConfig
-from rlhf_ray.rollout.members import WorkerEvent
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
+from rlhf_ray.rollout.workers import WorkerEvent
 from rlhf_ray.types import Prompt, RolloutRequest, rollout_seed
+from rlhf_ray.weights.bucket import WeightBucket, pack
 
 # Ray's workers cannot import a conftest: its classes travel with their code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -19,7 +19,7 @@ from rlhf_ray.config.rollout import RolloutConfig, WeightChannelConfig
 from rlhf_ray.models.lora import adapter_weights, add_adapters
 from rlhf_ray.rollout.errors import NoWorkerLeft
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.weights.bucket import WeightBucket, pack
+from rlhf_ray.weights.bucket import WeightBucket, pack
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

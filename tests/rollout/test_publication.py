@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_ray.rollout.errors import NoWorkerLeft, TornWeights
 from rlhf_ray.rollout.membership import State
-from rlhf_ray.rollout.weights.bucket import pack
 from rlhf_ray.types import RolloutRequest
+from rlhf_ray.weights.bucket import pack
 
 if TYPE_CHECKING:
     from conftest import LearnerRanks, RunningPool

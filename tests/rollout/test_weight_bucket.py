@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.rollout.weights.bucket import WeightBucket, pack, unpack
+from rlhf_ray.weights.bucket import WeightBucket, pack, unpack
 
 _SHAPES = st.lists(st.integers(0, 7), max_size=3).map(tuple)
 _DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.int8])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -25,19 +24,17 @@ from rlhf_ray.cli import app
 from rlhf_ray.config import RunConfig, parse_config
 from rlhf_ray.config.loading import load_serving
 from rlhf_ray.models.loading import load_scalar_model
-from rlhf_ray.scoring.http_reward import scores_of
+from rlhf_ray.rewards.http_reward import scores_of
+from rlhf_ray.runs.events import read_events
+from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.serving.deploying import NotStarted, RouteTaken
 from rlhf_ray.serving.endpoint import Endpoint, EndpointTaken, NoEndpoint
 from rlhf_ray.serving.gateway import HEADER
 from rlhf_ray.serving.keys import digest
 from rlhf_ray.serving.versions import Version, VersionError, Versions
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.events import read_events
 from rlhf_ray.telemetry.exported import OF_SERVING
-from rlhf_ray.telemetry.metrics import read_metrics
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from exporter import names_of, scrape
+from tests.exporter import names_of, scrape
 
 KEY = "a-key-of-the-test-suite"
 CHAT = [{"role": "user", "content": "Hello, where is my order 1234?"}]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from rlhf_ray.algorithms.comparison import wilson
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.stages.evaluation import (
     Answers,
     accuracy_of_reward_model,
     summarise,
     write_samples,
 )
-from rlhf_ray.telemetry.run_folder import RunFolder
 from rlhf_ray.types import Prompt
 
 NAN = math.nan

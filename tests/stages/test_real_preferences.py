@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.config import load_config
+from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless" / "pairs.jsonl"

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.config import RunConfig, parse_config
+from rlhf_ray.data.datasets import Datasets, Split
+from rlhf_ray.data.labels import pack_elements, plan_lesson
 from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.records import Edit, Ranking, Scored
@@ -21,12 +23,10 @@ from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model, load_tokenizer
 from rlhf_ray.models.reward_heads import normalisation
 from rlhf_ray.models.tiny import build_tiny_model
-from rlhf_ray.scoring.model_reward import score_sequences
-from rlhf_ray.stages.datasets import Datasets, Split
-from rlhf_ray.stages.feedback import pack_elements, plan_lesson
+from rlhf_ray.rewards.model_reward import score_sequences
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.stages.reward_model import feedback, run_reward_model
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 SIZES = Sizes(
     demonstrations=8, pairs=60, held_out_pairs=16, rankings=40, scores=60, edits=20, prompts=4, held_out_prompts=4

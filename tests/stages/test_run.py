@@ -11,16 +11,16 @@ import pytest
 from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
-from rlhf_ray.driver.checkpoint import load_state
-from rlhf_ray.driver.ledger import read_ledger
+from rlhf_ray.driver.checkpointer import load_state
 from rlhf_ray.models.reward_heads import normalised_on
-from rlhf_ray.sealed import NotACheckpoint
+from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
+from rlhf_ray.runs.events import read_events
+from rlhf_ray.runs.ledger import read_ledger
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder, RunFolderTaken
 from rlhf_ray.stages.reward_model import HELD_OUT
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.events import read_events
-from rlhf_ray.telemetry.metrics import read_metrics
 from rlhf_ray.telemetry.names import known
-from rlhf_ray.telemetry.run_folder import RunFolder, RunFolderTaken
 
 STEPS, BATCH = 4, 16
 LEARNER = {"workers": {"threads": 1, "cpus": 0.1}, "optimizer": {"learning_rate": 1e-3}}

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
-from rlhf_ray.driver.ledger import read_ledger
 from rlhf_ray.models.loading import NotAModel
+from rlhf_ray.runs.ledger import read_ledger
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 STEPS, BATCH = 4, 8
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.config import load_config
+from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.metrics import read_metrics
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

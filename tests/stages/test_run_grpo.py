@@ -12,15 +12,15 @@ import pytest
 from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
-from rlhf_ray.driver.checkpoint import load_state
-from rlhf_ray.driver.journal import NO_SIGNAL, Journal
-from rlhf_ray.driver.ledger import LedgerEntry, read_ledger
+from rlhf_ray.driver.checkpointer import load_state
+from rlhf_ray.driver.run_logger import NO_SIGNAL, Journal
 from rlhf_ray.driver.state import TrainingState
-from rlhf_ray.driver.stopping import RunStopped
+from rlhf_ray.runs.events import read_events
+from rlhf_ray.runs.ledger import LedgerEntry, read_ledger
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runtime.stopping import RunStopped
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.events import read_events
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 STEPS, GROUPS, SAMPLES, ATTEMPTS = 3, 4, 4, 3
 REWARD = """

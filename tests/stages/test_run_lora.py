@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray.config import RunConfig, parse_config
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 STEPS = 3
 REWARD = """

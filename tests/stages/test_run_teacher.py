@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import pytest
 import ray
 
 from rlhf_ray.config import RunConfig, parse_config
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runs.samples import read_samples
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
-from rlhf_ray.telemetry.samples import read_samples
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scoring"))
-from services import Answer, Request, quoted, serve, verdict
+from tests.rewards.services import Answer, Request, quoted, serve, verdict
 
 KEY = "sk-Very-Secret-42"
 SMALL = {"cpus": 0.1}

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from rlhf_ray.batch import pack_sequences
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.supervised import EarlyStoppingConfig, SupervisedConfig
-from rlhf_ray.driver.stopping import RunStopped
-from rlhf_ray.stages.preliminary import LanguageTask
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runtime.stopping import RunStopped
+from rlhf_ray.stages.sft import LanguageTask
 from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
 from rlhf_ray.stages.supervised_loop import run_rank
-from rlhf_ray.telemetry.metrics import read_metrics
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 
 def dialogues(count: int, seed: int, words: tuple[int, int] = (3, 60)):

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.runs.events import EventLog, read_events
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.telemetry.alert_log import AlertLog, raised_alerts
 from rlhf_ray.telemetry.alerts import Alert, Record, WatchState, advance, replayed
-from rlhf_ray.telemetry.events import EventLog, read_events
-from rlhf_ray.telemetry.run_folder import RunFolder
 
 CONFIG = AlertsConfig()
 NAMES = {

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster.monitoring.make_dashboard import dashboard, metrics_of
 from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.runs.events import EventLog
+from rlhf_ray.runs.metrics import MetricsLog
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.telemetry.alert_log import AlertLog
-from rlhf_ray.telemetry.dashboard import dashboard, metrics_of
-from rlhf_ray.telemetry.events import EventLog
 from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
-from rlhf_ray.telemetry.metrics import MetricsLog
 from rlhf_ray.telemetry.names import EVERY, FAMILIES, METRICS, PPO, exported_name
-from rlhf_ray.telemetry.run_folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from exporter import names_of, scrape
+from tests.exporter import names_of, scrape
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "cluster" / "monitoring" / "dashboard.json"
@@ -72,7 +69,7 @@ def value(series: dict[str, float], name: str, **labels: str) -> float:
 
 
 def test_the_file_is_what_the_code_says():
-    """Otherwise: python -m rlhf_ray.telemetry.dashboard > cluster/monitoring/dashboard.json"""
+    """Otherwise: python -m cluster.monitoring.make_dashboard > cluster/monitoring/dashboard.json"""
     assert json.loads(SAVED.read_text()) == dashboard()
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from docs.make_metrics import metric_table
 from rlhf_ray.algorithms.reliability import MeantLabels
-from rlhf_ray.algorithms.summary import summarise
+from rlhf_ray.algorithms.statistics import summarise
 from rlhf_ray.learner.objectives import LanguageDiagnostics
 from rlhf_ray.learner.reward_objectives import ComparisonDiagnostics, ScoreDiagnostics
-from rlhf_ray.scoring.usage import Usage
+from rlhf_ray.rewards.usage import Usage
 from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
-from rlhf_ray.telemetry.metric_table import metric_table
 from rlhf_ray.telemetry.names import FAMILIES, METRICS, exported_name, known
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_what_the_catalogue_says():
-    """Otherwise: python -m rlhf_ray.telemetry.metric_table > docs/metrics.md"""
+    """Otherwise: python -m docs.make_metrics > docs/metrics.md"""
     assert (ROOT / "docs" / "metrics.md").read_text() == metric_table()
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from rlhf_ray.config import ConfigError, parse_config
 from rlhf_ray.config.telemetry import WandbConfig
+from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.telemetry import wandb_log
-from rlhf_ray.telemetry.run_folder import RunFolder
 from rlhf_ray.telemetry.wandb_log import KEY, WandbLog, WandbUnavailable, check_wandb
 
 OFFLINE = WandbConfig(project="suite", mode="offline")

@@ -1,0 +1,203 @@
+"""Makes the Grafana dashboard: `python -m cluster.monitoring.make_dashboard > cluster/monitoring/dashboard.json`.
+
+Invariant: its panels of a run are the charts of the report, in the same order, by the catalogue's names; so a metric that is
+renamed is renamed here, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_ray.report.plans import PPO, REWARD_MODEL, SFT, TIME, Plan, Question
+from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
+from rlhf_ray.telemetry.names import FAULTS, describe, exported_name
+
+_RUN = 'run=~"$run"'
+_UNITS = {"": "short", "%": "percentunit", "s": "s", "ms": "ms", "1/s": "short"}
+"""Grafana's names of units; others are written behind the figure."""
+_WIDTH, _HEIGHT, _COLUMNS = 8, 7, 3
+_ENDED = "Of a run that has ended Prometheus keeps what it has seen; rlhf-ray report reads the run's folder."
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a panel draws."""
+
+    expression: str
+    """PromQL."""
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of time series."""
+
+    title: str
+    unit: str
+    queries: tuple[Query, ...]
+    description: str = ""
+
+
+def dashboard() -> dict[str, Any]:
+    """Grafana's JSON model: a row for each question of the report, then faults and alerts, then endpoints."""
+    rows: list[tuple[str, Sequence[Panel]]] = [_row(question, "ppo") for question in (*PPO, TIME)]
+    rows.insert(1, ("Alerts and faults", _of_events()))
+    rows += [_row(SFT, "sft"), _row(REWARD_MODEL, "reward_model.*"), ("Endpoints", _of_serving())]
+    return {
+        "uid": "rlhf-ray",
+        "title": "RLHF",
+        "description": f"Runs and endpoints of rlhf_ray. {_ENDED}",
+        "tags": ["rlhf-ray", "ray"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-3h", "to": "now"},
+        "templating": {"list": _variables()},
+        "panels": list(_placed(rows)),
+    }
+
+
+def _row(question: Question, stage: str) -> tuple[str, list[Panel]]:
+    title, _, plans = question
+    # Faults are exported as events, which have panels of their own.
+    return title, [_of_plan(plan, stage) for plan in plans if plan.names != (FAULTS.name,)]
+
+
+def _of_plan(plan: Plan, stage: str) -> Panel:
+    """The chart of a report as a panel: a series for each figure and run, not one for each process of a run that was resumed."""
+    selected = f'{_RUN}, stage=~"{stage}"'
+    queries = []
+    for pattern in plan.names:
+        beginning = pattern.removesuffix("*")
+        if beginning == pattern:
+            whose = "{{run}} {{stage}}" if "*" in stage else "{{run}}"
+            legend = f"{whose} {describe(pattern).label}"
+            queries.append(Query(f"max by (run, stage) ({exported_name(pattern)}{{{selected}}})", legend))
+            continue
+        names = [
+            f'__name__=~"{exported_name(beginning)}.+"',
+            *(f'__name__!="{exported_name(n)}"' for n in plan.without),
+        ]
+        series = f"max by (run, __name__) ({{{', '.join(names)}, {selected}}})"
+        part = f'label_replace({series}, "part", "$1", "__name__", "{exported_name(beginning)}(.+)")'
+        queries.append(Query(part, "{{run}} {{part}}"))
+    first = describe(plan.names[0].replace("*", "x_s" if plan.names[0] == "time/*" else "x"))
+    described = (describe(name) for name in plan.names if not name.endswith("*"))
+    return Panel(plan.title, first.unit, tuple(queries), "\n".join(f"{m.label}: {m.description}." for m in described))
+
+
+def _of_events() -> list[Panel]:
+    events, alerts = OF_RUNS
+    # Not `increase`: a series that begins with its first event never increases to it.
+    counted = f'sum by (run, kind) ({events.name}{{{_RUN}, kind=~"%s"}})'
+    return [
+        Panel(
+            "Alerts", "",
+            (Query(f"max by (run, alert) ({alerts.name}{{{_RUN}}}) > 0", "{{run}} {{alert}}"),),
+            "Alerts that last. What each says, and what to do, stands in the run's events and in its report.",
+        ),
+        Panel(
+            "Faults and departures so far", "",
+            (Query(counted % "fault|departure|warning|alert", "{{run}} {{kind}}"),), events.description,
+        ),
+        Panel(
+            "Drops, releases, checkpoints, joins so far", "",
+            (Query(counted % "drop|release|checkpoint|join", "{{run}} {{kind}}"),),
+        ),
+    ]  # fmt: skip
+
+
+def _of_serving() -> list[Panel]:
+    answered, errors, latency, done, worked, working, queued, healthy = (metric.name for metric in OF_SERVING)
+    by_application, rate = "{{application}}", "[$__rate_interval]"
+
+    def quantile(share: float, histogram: str) -> Query:
+        buckets = f"sum by (le, application) (rate({histogram}_bucket{rate}))"
+        return Query(f"histogram_quantile({share}, {buckets})", f"{by_application} p{100 * share:.0f}")
+
+    return [
+        Panel("Requests per second", "", (Query(f"sum by (application) (rate({answered}{rate}))", by_application),),
+              "HTTP requests by the application that answers them; an endpoint's is its gateway."),
+        Panel("Latency of HTTP requests", "ms", (quantile(0.5, latency), quantile(0.99, latency)),
+              "To the end of the answer, also of one that is streamed."),
+        Panel("Errors per second", "", (
+            Query(f"sum by (application, error_code) (rate({errors}{rate}))", f"{by_application} {{{{error_code}}}}"),
+        )),
+        Panel("Requests per second, by version", "", (Query(f"sum by (application) (rate({done}{rate}))", by_application),),
+              "Every version is an application, and so is the reward model."),
+        Panel("Latency of replicas", "ms", (quantile(0.5, worked), quantile(0.99, worked))),
+        Panel("Replicas", "", (Query(f"sum by (application) ({healthy})", by_application),)),
+        Panel("Requests worked on and waiting", "", (
+            Query(f"sum by (application) ({working})", f"{by_application} worked on"),
+            Query(f"sum by (application) ({queued})", f"{by_application} waiting"),
+        )),
+    ]  # fmt: skip
+
+
+def _variables() -> list[dict[str, Any]]:
+    query = 'label_values({__name__=~"ray_rlhf_.+"}, run)'
+    source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
+    run = {"name": "run", "label": "run", "type": "query", "datasource": _source(), "definition": query}
+    run |= {"query": {"query": query, "refId": "runs"}, "refresh": 2, "sort": 1, "multi": True, "includeAll": True}
+    return [source, run | {"allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}}]
+
+
+def _source() -> dict[str, str]:
+    return {"type": "prometheus", "uid": "${datasource}"}
+
+
+def _placed(rows: Iterable[tuple[str, Sequence[Panel]]]) -> Iterable[dict[str, Any]]:
+    """Three panels abreast below the title of each row."""
+    top = number = 0
+    for title, panels in rows:
+        number += 1
+        yield {"id": number, "type": "row", "title": title, "collapsed": False, "panels": []} | {
+            "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}
+        }
+        for at, panel in enumerate(panels):
+            number += 1
+            place = {"x": at % _COLUMNS * _WIDTH, "y": top + 1 + at // _COLUMNS * _HEIGHT, "w": _WIDTH, "h": _HEIGHT}
+            yield _drawn(panel, number) | {"gridPos": place}
+        top += 1 + -(-len(panels) // _COLUMNS) * _HEIGHT
+
+
+def _drawn(panel: Panel, number: int) -> dict[str, Any]:
+    unit = _UNITS.get(panel.unit, f"suffix: {panel.unit}")
+    return {
+        "id": number,
+        "type": "timeseries",
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": _source(),
+        "fieldConfig": {
+            "defaults": {"unit": unit, "custom": {"lineWidth": 2, "fillOpacity": 0, "showPoints": "auto"}},
+            "overrides": [],
+        },
+        "options": {
+            "legend": {"displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
+        "targets": [
+            {
+                "refId": chr(ord("A") + at),
+                "datasource": _source(),
+                "expr": query.expression,
+                "legendFormat": query.legend,
+            }
+            for at, query in enumerate(panel.queries)
+        ],
+    }
+
+
+def metrics_of(expression: str) -> tuple[set[str], set[str]]:
+    """What a PromQL expression asks for: exact names, and regular expressions of names."""
+    patterns = set(re.findall(r'__name__=~"([^"]+)"', expression))
+    return set(re.findall(r"\bray_\w+", re.sub(r'"[^"]*"', "", expression))), patterns
+
+
+if __name__ == "__main__":
+    print(json.dumps(dashboard(), indent=1, ensure_ascii=False))

@@ -1,0 +1,203 @@
+"""The stages of a run: SFT, reward model, PPO, evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.discriminator import DiscriminatorConfig
+from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.learner import LearnerConfig
+from rlhf_ray.config.publishing import PublishingConfig
+from rlhf_ray.config.reward import RewardConfig, ScorerConfig
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.section import Section
+from rlhf_ray.config.teacher import TeacherConfig
+
+
+class PlacementConfig(Section):
+    """How actors are laid out over nodes."""
+
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray placement strategy for the bundles."""
+    colocate: list[list[Literal["rollout", "policy", "value", "reference", "reward", "teacher", "discriminator"]]] = []
+    """Roles that share a bundle per index, e.g. `[[rollout, policy]]` with gpus 0.5 each: two actors on one GPU."""
+    timeout_s: float = Field(300.0, gt=0)
+    """How long to wait for the cluster to make room."""
+
+    @field_validator("colocate")
+    @classmethod
+    def _each_role_once(cls, groups: list[list[str]]) -> list[list[str]]:
+        roles = [role for group in groups for role in group]
+        twice = sorted({role for role in roles if roles.count(role) > 1})
+        if twice:
+            raise ValueError(f"a role can be in one group only; named twice: {', '.join(twice)}")
+        return groups
+
+
+class CheckpointConfig(Section):
+    """What a run keeps to go on from."""
+
+    every: int = Field(10, ge=1)
+    """PPO steps between checkpoints; the last step always has one."""
+    keep: int = Field(2, ge=1)
+    """The newest so many stay."""
+
+
+class PpoConfig(Section):
+    """The reinforcement-learning stage and its roles."""
+
+    steps: int = Field(100, ge=1)
+    """Batches to train on."""
+    batch_size: int = Field(64, ge=1)
+    """Rollouts of one step."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Responses to each prompt (the group); divides `batch_size`."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each batch."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer steps of one pass; divides `batch_size`."""
+    staleness: int = Field(0, ge=0, le=0)
+    """Policy versions by which a rollout may lag behind the learner. 0, synchronous, is what this version runs."""
+    policy_model: str | None = None
+    """Folder that the policy and the reference start from; None: this run's SFT model, or `model.path` without that stage."""
+    value_model: str | None = None
+    """Folder that the value model starts from; None: the reward model, or the policy's where there is none."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """How rewards become gradients."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Generation."""
+    policy: LearnerConfig = LearnerConfig()
+    """The policy's learner."""
+    value: LearnerConfig = LearnerConfig()
+    """The value model's learner; started for `advantage: gae` only."""
+    reward: RewardConfig = RewardConfig()
+    """Scoring."""
+    reference: ScorerConfig = ScorerConfig()
+    """The frozen policy that the KL is measured from; started where a KL term needs it."""
+    share_reference: bool = False
+    """The reference is the policy's learner without its adapters: no second copy of the model, no reference workers. Needs
+    `policy.lora`."""
+    teacher: TeacherConfig | None = None
+    """A larger model to learn from, beside the reward or instead of it."""
+    discriminator: DiscriminatorConfig | None = None
+    """A reward learned from `data.demonstrations` meanwhile, beside the reward or instead of it; null: none."""
+    environment: EnvironmentConfig | None = None
+    """Episodes of several turns; null: a rollout is one response."""
+    publishing: PublishingConfig | None = None
+    """Gives better policies to an endpoint while it trains; null: nobody but people publishes."""
+    placement: PlacementConfig = PlacementConfig()
+    """Where the actors run."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What to go on from."""
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens that the policy chooses in one rollout."""
+        return self.rollout.sampling.max_new_tokens * (self.environment.max_turns if self.environment else 1)
+
+    @property
+    def longest_rollout(self) -> int:
+        """Most tokens that follow a prompt."""
+        answers = 0 if self.environment is None else self.environment.max_turns - 1
+        return self.longest_response + answers * (self.environment.max_observation_tokens if answers else 0)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PpoConfig:
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by its group, samples_per_prompt {self.samples_per_prompt}"
+            )
+        if self.batch_size % self.minibatches:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by minibatches {self.minibatches}")
+        if self.algorithm.needs_groups and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"advantage {self.algorithm.advantage} compares the responses to one prompt; set samples_per_prompt to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_where_they_work(self) -> PpoConfig:
+        if self.value.lora is not None:
+            raise ValueError("value.lora: adapters are for the policy; the value model trains all weights, remove it")
+        if self.policy.lora is None and self.share_reference:
+            raise ValueError(
+                "share_reference: without policy.lora the learner does not keep the model that it began from"
+            )
+        if self.policy.lora is None and self.rollout.weights.lora == "adapter":
+            raise ValueError("rollout.weights.lora is adapter, and the policy has none: set policy.lora, or use merged")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> PpoConfig:
+        others = (self.environment, self.discriminator)
+        rewarded, advantage = self.reward.has_sources or others != (None, None), self.algorithm.advantage
+        if not rewarded and self.teacher is None:
+            raise ValueError(
+                "no source of reward: set reward.model, add to reward.functions, judges or http, or set environment, "
+                "discriminator or teacher"
+            )
+        if not rewarded and advantage != "none":
+            raise ValueError(
+                f"there is a teacher and no reward, which advantage {advantage} would read: set it to none"
+            )
+        if rewarded and advantage == "none":
+            raise ValueError(
+                "algorithm.advantage none reads no reward, and reward has sources (reward.model: null is none)"
+            )
+        if self.reward.needs_groups and self.samples_per_prompt < 2:
+            raise ValueError(
+                "reward.judges: a pairwise judge without a reference compares the responses to one prompt; set "
+                "samples_per_prompt to 2 or more"
+            )
+        if self.reward.needs_groups and self.environment is not None:
+            raise ValueError(
+                "reward.judges: a pairwise judge without a reference compares responses to one conversation, and episodes of an "
+                "environment go on differently; give it a reference, or use mode pointwise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _discriminator_fits(self) -> PpoConfig:
+        if self.discriminator is None:
+            return self
+        if self.batch_size % self.discriminator.minibatches:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by discriminator.minibatches {self.discriminator.minibatches}"
+            )
+        if self.algorithm.dynamic_sampling is not None:
+            raise ValueError(
+                "algorithm.dynamic_sampling replaces groups by their scores as they arrive, and the discriminator judges the "
+                "batch as a whole, later; remove one of them"
+            )
+        if any(source.name == "discriminator" for source in (*self.reward.functions, *self.reward.services)):
+            raise ValueError(
+                "a source of reward is called 'discriminator', as the part of ppo.discriminator is; rename it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_fits_sampling(self) -> PpoConfig:
+        sampling, overlong = self.rollout.sampling, self.algorithm.overlong
+        if overlong is not None and overlong.buffer_tokens > self.longest_response:
+            raise ValueError(
+                f"algorithm.overlong.buffer_tokens {overlong.buffer_tokens} is more than rollout.sampling.max_new_tokens "
+                f"{self.longest_response}{' of all turns' if self.environment else ''}, the limit that it lies below"
+            )
+        if self.algorithm.ptx is not None and sampling.temperature != 1:
+            raise ValueError(
+                f"algorithm.ptx learns from demonstrations at temperature 1, and a step computes all log-probabilities at "
+                f"rollout.sampling.temperature, which is {sampling.temperature:g}; set it to 1, or drop ptx"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Base, SFT and PPO policies side by side on held-out prompts."""
+
+    prompts: int = Field(256, ge=1)
+    """Held-out prompts to answer; all where there are fewer."""
+    utility: str | None = None
+    """`package.module:function` with the interface of reward functions that knows the truth; set by `data.simulate`."""

@@ -1,0 +1,166 @@
+"""From scored rollouts to a training batch: rewards, advantages, weights. Pure, and over the global batch.
+
+Everything here is a few floats per token, so it is computed in one place; that makes whitening, group statistics and the
+aggregation of the loss global by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from rlhf_ray.algorithms.advantages import whiten
+from rlhf_ray.algorithms.aggregation import token_weights
+from rlhf_ray.algorithms.distillation import per_token_advantages
+from rlhf_ray.algorithms.estimators import EstimatorInput, estimator_named
+from rlhf_ray.algorithms.kl import sequence_kl
+from rlhf_ray.algorithms.overlong import soft_overlong_punishment
+from rlhf_ray.algorithms.rewards import score_unfinished, token_rewards
+from rlhf_ray.batch import Batch, to_rows
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.rewards.sequences import sequences
+from rlhf_ray.types import Experience, Rollout
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch ready for the learners and what the metrics say of it."""
+
+    batch: Batch
+    kl: float | None
+    """Mean over sequences of token-summed k1 against the reference, nats."""
+    shaped_reward: float
+    """Mean over sequences of score − β·KL."""
+    trained: np.ndarray
+    """bool [B]: sequences whose tokens are in the loss."""
+    teacher_kl: float | None = None
+    """Mean over tokens of log π_old − log π_T, nats."""
+
+    def untrained(self) -> Prepared:
+        """The same with nothing in the loss."""
+        return replace(self, trained=np.zeros_like(self.trained))
+
+
+def collate(experiences: Sequence[Experience]) -> Batch:
+    """Token ids and the columns that rollouts bring along."""
+    rollouts = [experience.rollout for experience in experiences]
+    batch = sequences(rollouts).with_columns(
+        behaviour_logprobs=np.concatenate([r.logprobs[r.chosen] for r in rollouts])
+    )
+    if experiences[0].reference_logprobs is None:
+        return batch
+    return batch.with_columns(reference_logprobs=np.concatenate([e.reference_logprobs for e in experiences]))
+
+
+def prepare(
+    experiences: Sequence[Experience],
+    batch: Batch,
+    algorithm: AlgorithmConfig,
+    beta: float,
+    max_new_tokens: int,
+    teaching: float = 0.0,
+) -> Prepared:
+    """Add advantages (and returns) to a collated batch; those of a teacher, times `teaching`, to those of the reward.
+
+    `batch.old_logprobs` and `batch.old_values` are read where they are set; without old log-probabilities (a single
+    minibatch, and no KL in the reward) the engine's stand in for the KL that is only reported.
+    """
+    counts = batch.target_counts
+    rows, mask = _rows(batch.behaviour_logprobs if batch.old_logprobs is None else batch.old_logprobs, counts)
+    reference = None if batch.reference_logprobs is None else _rows(batch.reference_logprobs, counts)[0]
+    scores = shaped_scores(experiences, algorithm, max_new_tokens)
+    in_reward = beta if algorithm.kl.placement == "reward" else 0.0
+    of_turns, _ = _rows(turn_rewards([e.rollout for e in experiences]), counts)
+    final = scores - of_turns.sum(dim=1)
+    rewards = of_turns + token_rewards(final, rows, reference, mask, in_reward, algorithm.kl.used_estimator)
+    shaped = float(rewards.sum(dim=1).mean())
+    if algorithm.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False)
+    values = None if batch.old_values is None else _rows(batch.old_values, counts)[0]
+    result = estimator_named(algorithm.advantage).compute(
+        EstimatorInput(rewards, mask, scores, _group_ids(experiences), values, algorithm.gamma, algorithm.lam)
+    )
+    advantages = result.advantages
+    if algorithm.advantage == "gae" and algorithm.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    teacher_kl = None
+    if teaching:
+        teacher = _rows(np.concatenate([e.teacher_logprobs for e in experiences]), counts)[0]
+        taught = per_token_advantages(teacher, rows, mask)
+        advantages = advantages + teaching * taught
+        teacher_kl = float(-taught[mask].mean())
+    batch = batch.with_columns(advantages=_flat(advantages, mask))
+    if result.returns is not None:
+        batch = batch.with_columns(returns=_flat(result.returns, mask))
+    kl = None if reference is None else float(sequence_kl(rows, reference, mask).mean())
+    return Prepared(batch, kl, shaped, _finished(experiences) | (not algorithm.filter_truncated), teacher_kl)
+
+
+def minibatches(
+    prepared: Prepared, algorithm: AlgorithmConfig, count: int, epochs: int, max_new_tokens: int, seed: Sequence[int]
+) -> list[Batch | None]:
+    """`epochs`·`count` minibatches of whole sequences, each with the weights of its own global loss.
+
+    None stands for a minibatch without a single trained sequence: its step would move the weights by momentum alone.
+    """
+    generator = np.random.default_rng(seed)
+    batch, result = prepared.batch, []
+    for _ in range(epochs):
+        order = generator.permutation(len(batch)) if count > 1 else np.arange(len(batch))
+        result += [
+            _weighted(batch.select(indices), prepared.trained[indices], algorithm, max_new_tokens)
+            for indices in np.array_split(order, count)
+        ]
+    return result
+
+
+def shaped_scores(experiences: Sequence[Experience], algorithm: AlgorithmConfig, max_new_tokens: int) -> torch.Tensor:
+    """float32 [B]: scores less what truncated and long responses cost: what advantages are computed from."""
+    scores = torch.tensor([e.score.total for e in experiences], dtype=torch.float32)
+    finished = torch.from_numpy(_finished(experiences))
+    scores = score_unfinished(scores, finished, penalty=algorithm.missing_eos_penalty or 0.0)
+    if (overlong := algorithm.overlong) is not None:
+        lengths = torch.tensor([e.rollout.chosen_count for e in experiences])
+        scores += soft_overlong_punishment(lengths, max_new_tokens, overlong.buffer_tokens, overlong.penalty)
+    return scores
+
+
+def turn_rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float32 [M]: what environments gave for each turn, at the turn's last token; 0 elsewhere."""
+    column = np.zeros(sum(rollout.chosen_count for rollout in rollouts), dtype=np.float32)
+    end = 0
+    for rollout in rollouts:
+        for turn in rollout.turns:
+            end += turn.stop - turn.start
+            column[end - 1] = turn.reward
+        end += 0 if rollout.turns else len(rollout)
+    return column
+
+
+def _weighted(part: Batch, trained: np.ndarray, algorithm: AlgorithmConfig, max_new_tokens: int) -> Batch | None:
+    if not trained.any():
+        return None
+    counts = part.target_counts
+    rows, mask = _rows(np.repeat(trained, counts), counts)
+    return part.with_columns(weights=_flat(token_weights(algorithm.aggregation, rows, max_new_tokens), mask))
+
+
+def _finished(experiences: Sequence[Experience]) -> np.ndarray:
+    return np.asarray([e.rollout.finish_reason == "stop" for e in experiences])
+
+
+def _group_ids(experiences: Sequence[Experience]) -> torch.Tensor:
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(e.rollout.prompt.id, len(numbers)) for e in experiences])
+
+
+def _rows(column: np.ndarray, counts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, mask = to_rows(column, counts)
+    return torch.from_numpy(rows), torch.from_numpy(mask)
+
+
+def _flat(rows: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    return rows[mask].float().numpy()

@@ -1,0 +1,8 @@
+"""The report of a run, or of several side by side: one self-contained page for people, readable in light and dark, on
+paper, and from an archive."""
+
+from rlhf_ray.report.comparison import write_comparison
+from rlhf_ray.report.output import output_file
+from rlhf_ray.report.page import write_report
+
+__all__ = ["output_file", "write_comparison", "write_report"]

@@ -1,0 +1,126 @@
+"""The few figures that say whether a run was worth it, in words and with what they have to be held against.
+
+Invariant: a figure that was not measured is shown as such, with the reason where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_ray.report.figures import compact, duration, figure
+
+STAGE_NAMES = {"data": "data", "sft": "SFT", "reward_model": "reward model", "ppo": "PPO", "evaluation": "evaluation"}
+POLICY_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A labelled stretch of a card's little diagram, in per cent of its width."""
+
+    label: str
+    text: str
+    start: float
+    width: float
+    colour: str
+    """Name of a colour of the style sheet."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One card at the top of the page."""
+
+    label: str
+    value: str
+    """`—` where it was not measured."""
+    detail: str
+    kind: str = "plain"
+    """How `bars` are drawn: `interval` on one 0–100 % scale, `rows` each on a line, `stack` one after another."""
+    bars: tuple[Bar, ...] = ()
+
+
+def headlines(evaluation: Mapping[str, Any] | None) -> list[Headline]:
+    """The cards, from the content of evaluation.json; None where the run has not been evaluated."""
+    if evaluation is None:
+        return []
+    cards = (_win_rate, _utility, _kl, _reward_model, _seconds)
+    return [card(evaluation) for card in cards]
+
+
+def _win_rate(evaluation: Mapping[str, Any]) -> Headline:
+    label, rate = "Win rate against SFT", evaluation.get("win_rate_vs_sft")
+    if rate is None:
+        return Headline(label, "—", "Not measured in this run.")
+    interval = evaluation.get("win_rate_interval")
+    if not interval or None in interval:
+        detail, bars = "Held-out prompts; no interval was computed.", ()
+    else:
+        low, high = interval
+        span = f"{figure(low, '%')} to {figure(high, '%')}"
+        detail = f"Held-out prompts; 95\N{NARROW NO-BREAK SPACE}% interval {span}. Half would be a draw."
+        bars = (
+            Bar("interval", "", 100 * low, max(100 * (high - low), 0.6), "ppo"),
+            Bar("rate", "", 100 * rate, 0, "ppo"),
+        )
+    return Headline(label, figure(rate, "%"), detail, "interval", bars)
+
+
+def _utility(evaluation: Mapping[str, Any]) -> Headline:
+    label = "Hidden utility"
+    known = {name: value for name, value in (evaluation.get("utility") or {}).items() if value is not None}
+    if not known:
+        return Headline(label, "—", "Unknown: only a simulated annotator has a utility that can be looked up.")
+    value, detail = figure(known.get("ppo")), "True worth of the answers, which no model was shown."
+    spread = evaluation.get("utility_std_sft")
+    if spread and {"sft", "ppo"} <= known.keys():
+        gain = (known["ppo"] - known["sft"]) / spread
+        detail = f"{compact(abs(gain))} standard deviations {'above' if gain >= 0 else 'below'} SFT. {detail}"
+    low, high = min(0.0, *known.values()), max(0.0, *known.values())
+    scale = 100 / (high - low or 1.0)
+    bars = tuple(
+        Bar(POLICY_NAMES.get(name, name), figure(worth), (min(worth, 0) - low) * scale, abs(worth) * scale, name)
+        for name, worth in known.items()
+    )
+    return Headline(label, value, detail, "rows", bars)
+
+
+def _kl(evaluation: Mapping[str, Any]) -> Headline:
+    value = evaluation.get("kl_sequence")
+    if value is None:
+        return Headline("KL to the reference", "—", "Not measured in this run.")
+    return Headline(
+        "KL to the reference", figure(value, "nats"), "Per response: what the gain cost in distance from SFT."
+    )
+
+
+def _reward_model(evaluation: Mapping[str, Any]) -> Headline:
+    label = "Reward model accuracy"
+    accuracy, ceiling = evaluation.get("reward_model_accuracy"), evaluation.get("reward_model_accuracy_ceiling")
+    if accuracy is None:
+        return Headline(label, "—", "Not measured in this run.")
+    if not ceiling:
+        detail = "Held-out pairs. How much the annotators' noise allows is not known."
+        return Headline(label, figure(accuracy, "%"), detail, "rows", (_share("model", accuracy, "ppo"),))
+    detail = f"Held-out pairs: {figure(accuracy / ceiling, '%')} of what the annotators' noise allows."
+    bars = (_share("model", accuracy, "ppo"), _share("ceiling", ceiling, "base"))
+    return Headline(label, figure(accuracy, "%"), detail, "rows", bars)
+
+
+def _share(label: str, share: float, colour: str) -> Bar:
+    return Bar(label, figure(share, "%"), 0, 100 * share, colour)
+
+
+def _seconds(evaluation: Mapping[str, Any]) -> Headline:
+    known = {stage: value for stage, value in (evaluation.get("seconds") or {}).items() if value is not None}
+    total = sum(known.values())
+    if not total:
+        return Headline("Time", "—", "Not recorded in this run.")
+    bars, start = [], 0.0
+    for index, (stage, value) in enumerate(known.items(), start=1):
+        width = 100 * value / total
+        bars.append(
+            Bar(STAGE_NAMES.get(stage, stage.replace("_", " ")), duration(value), start, width, f"series-{index}")
+        )
+        start += width
+    return Headline("Time", duration(total), "Wall time of all stages.", "stack", tuple(bars))

@@ -1,0 +1,131 @@
+"""Reads a run's folder once, or again and again while it grows.
+
+Invariants: what was read before is not parsed again; damage in one file leaves the others readable and is told in
+`Content.problems`; whatever a run has not written yet is missing, and no problem.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.errors import InputError
+from rlhf_ray.report.content import MAX_EVENTS, ROUTINE_EVENTS, STAGES, Answers, Content
+from rlhf_ray.report.faults import with_faults
+from rlhf_ray.report.table import Table
+from rlhf_ray.runs.events import Event, event_of
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runs.tail import Tail, fingerprint
+from rlhf_ray.telemetry.alert_log import raised_alerts
+
+
+class DamagedRun(InputError, ValueError):
+    """Files of a run cannot be read; the message has a line for each place."""
+
+
+def read_content(folder: RunFolder) -> Content:
+    """Read a run's folder. Raises DamagedRun, naming file and line, where a file is damaged."""
+    content = RunReader(folder).read()
+    if content.problems:
+        raise DamagedRun("\n".join(content.problems))
+    return content
+
+
+class RunReader:
+    """One run. What `read` returns is true until the next `read`, which changes it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._stages: dict[str, Table] = {}
+        self._answers: list[Answers] = []
+        self._counts: Counter[str] = Counter()
+        self._notable: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self._alerts: list[Event] = []
+        self._faults = array("d")
+        self._tails = [
+            *(self._tail_of_stage(stage) for stage in STAGES),
+            Tail(folder.evaluation_samples, self._take_answers, self._answers.clear),
+            Tail(folder.events, self._take_event, self._clear_events),
+        ]
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """Equal as long as nothing that a report tells has changed."""
+        single = (self.folder.config, self.folder.evaluation, self.folder.reward_quality)
+        return tuple(fingerprint(path) for path in (*(tail.path for tail in self._tails), *single))
+
+    def read(self) -> Content:
+        """The run as it is now."""
+        problems: list[str] = []
+        for tail in self._tails:
+            tail.advance()
+            problems += tail.problems
+        quality = _read_json(self.folder.reward_quality, "Train the reward model again to write it anew", problems)
+        evaluation = _read_json(self.folder.evaluation, "Evaluate again to write it anew", problems)
+        return Content(
+            name=self.folder.name,
+            stages={**self._stages, "ppo": with_faults(self._stages["ppo"], self._faults)},
+            reward_quality=quality,
+            evaluation=evaluation,
+            answers=self._answers,
+            event_counts=dict(self._counts.most_common()),
+            events=tuple(self._notable),
+            config=_read_text(self.folder.config),
+            alerts=raised_alerts(self._alerts),
+            problems=tuple(problems),
+        )
+
+    def _tail_of_stage(self, stage: str) -> Tail:
+        def clear() -> None:
+            self._stages[stage] = Table()
+
+        clear()
+        return Tail(self.folder.stage_metrics(stage), lambda record: self._stages[stage].append(record), clear)
+
+    def _take_answers(self, row: Mapping[str, Any]) -> None:
+        if missing := {"prompt", "answers"} - row.keys():
+            raise ValueError(f"no {min(missing)!r}; an evaluation writes the file anew")
+        self._answers.append(
+            Answers(tuple(row["prompt"]), row["answers"], row.get("rewards") or {}, row.get("utility") or {})
+        )
+
+    def _take_event(self, record: Mapping[str, Any]) -> None:
+        event = event_of(record)
+        self._counts[event.kind] += 1
+        if event.kind == "alert":
+            self._alerts.append(event)
+        if event.kind == "fault":
+            self._faults.append(event.time)
+        if event.kind not in ROUTINE_EVENTS:
+            self._notable.append(event)
+
+    def _clear_events(self) -> None:
+        self._counts.clear()
+        self._alerts.clear()
+        del self._faults[:]
+        self._notable.clear()
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _read_json(path: Path, remedy: str, problems: list[str]) -> Mapping[str, Any] | None:
+    text = _read_text(path)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        problems.append(f"{path}: not JSON ({error}). {remedy}.")
+        return None
+    if not isinstance(found, Mapping):
+        problems.append(f"{path}: a JSON object was expected, not {type(found).__name__}. {remedy}.")
+        return None
+    return found

@@ -1,0 +1,168 @@
+"""One service over HTTP: JSON there, JSON back, with bounded concurrency, a rate limit, time limits and retries.
+
+Invariants: a request ends, with an answer or with a `ServiceError` that says why there is none; nothing that leaves this module
+(answers, errors, figures) contains the key, not even where the service repeats it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import SecretStr
+
+from rlhf_ray.config.judge import EndpointConfig
+from rlhf_ray.config.reward import RewardConfig
+from rlhf_ray.rewards.errors import ServiceError, Unreadable
+from rlhf_ray.rewards.usage import Meter
+
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+"""Statuses that another attempt may not meet."""
+LONGEST_WAIT_S = 60.0
+SHOWN = 300
+"""Characters of an answer that an error quotes."""
+
+Result = TypeVar("Result")
+Keys = Mapping[str, SecretStr]
+
+
+def read_keys(reward: RewardConfig, environment: Mapping[str, str] = os.environ) -> dict[str, SecretStr]:
+    """The keys that a config's services need, by the names of their variables; they hide in every printed form.
+
+    Raises:
+        ServiceError: naming the service and the variable that is not set.
+    """
+    for service in reward.services:
+        if service.api_key_env is not None and not environment.get(service.api_key_env):
+            raise ServiceError(
+                f"ppo.reward: {service.name!r} needs the key that api_key_env names, and the environment variable "
+                f"{service.api_key_env} is not set; export it where the run is started"
+            )
+    names = {service.api_key_env for service in reward.services if service.api_key_env is not None}
+    return {name: SecretStr(environment[name]) for name in names}
+
+
+class Background:
+    """An event loop in a thread of its own: threads that wait for services share its connections and limits."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="services", daemon=True).start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run it there and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+
+class Endpoint:
+    """A service, as one worker of several asks it. Use it from a single event loop."""
+
+    def __init__(self, config: EndpointConfig, keys: Keys, workers: int, meter: Meter) -> None:
+        self.config, self.meter = config, meter
+        self._key = keys[config.api_key_env].get_secret_value() if config.api_key_env else None
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=None,  # each attempt as a whole has one
+            limits=httpx.Limits(max_connections=config.concurrency),
+        )
+        self._free = asyncio.Semaphore(config.concurrency)
+        self._spacing_s = 60.0 * workers / config.requests_per_minute if config.requests_per_minute else 0.0
+        self._next = 0.0
+        self._random = random.Random()
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON object that the service answers with; `path` is added to the URL.
+
+        Raises:
+            ServiceError: it refused, or every attempt failed.
+            Unreadable: the answer is not a JSON object.
+        """
+        content = _encode(body)
+        url = self.config.url.rstrip("/") + path if path else self.config.url
+        for attempt in range(1, self.config.attempts + 1):
+            async with self._free:
+                await self._turn()
+                outcome = await self._attempt(url, content)
+            if isinstance(outcome, dict):
+                return outcome
+            reason, wait_s = outcome
+            if attempt < self.config.attempts:
+                self.meter.add(retries=1)
+                await asyncio.sleep(self._patience(attempt, wait_s))
+        raise ServiceError(f"{self.config.url}: {reason}, in the last of {self.config.attempts} attempts")
+
+    async def _attempt(self, url: str, content: bytes) -> dict[str, Any] | tuple[str, float]:
+        """The answer; or why there is none and how many seconds the service asks to wait before another attempt."""
+        self.meter.add(requests=1)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self.config.timeout_s):
+                response = await self._client.post(url, content=content, headers={"Content-Type": "application/json"})
+        except TimeoutError:
+            return f"no answer within {self.config.timeout_s:g} s", 0.0
+        except httpx.RequestError as error:
+            return self._without_key(f"cannot be reached ({type(error).__name__}: {error})"), 0.0
+        if response.status_code in PASSING:
+            return f"HTTP {response.status_code}: {self._quoted(response)}", _retry_after(response)
+        if not response.is_success:
+            hint = f" (is {self.config.api_key_env} right?)" if response.status_code in (401, 403) else ""
+            raise ServiceError(f"{self.config.url}: HTTP {response.status_code}{hint}: {self._quoted(response)}")
+        elapsed = time.monotonic() - began
+        self.meter.add(answers=1, latency_s=elapsed, slowest_s=elapsed)
+        return self._decode(response)
+
+    def _decode(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            answer = json.loads(response.content)
+        except ValueError as error:
+            raise Unreadable(f"the answer is not JSON: {self._quoted(response)}") from error
+        if not isinstance(answer, dict):
+            raise Unreadable(f"the answer is not a JSON object: {self._quoted(response)}")
+        return answer
+
+    async def _turn(self) -> None:
+        """Wait for this request's place under the rate limit, and until a busy service wants to be asked again."""
+        now = time.monotonic()
+        start = max(now, self._next)
+        self._next = start + self._spacing_s
+        if start > now:
+            await asyncio.sleep(start - now)
+
+    def _patience(self, attempt: int, wait_s: float) -> float:
+        """Seconds before the attempt after this one: random below an exponential bound, so that clients spread."""
+        if wait_s:
+            # Nobody is answered before that: hold back the others, too.
+            self._next = max(self._next, time.monotonic() + wait_s)
+        bound = min(LONGEST_WAIT_S, self.config.backoff_s * 2.0 ** (attempt - 1))
+        return self._random.uniform(bound / 2, bound)
+
+    def _quoted(self, response: httpx.Response) -> str:
+        return repr(self._without_key(response.text)[:SHOWN])
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "<key>") if self._key else text
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ServiceError(f"the request cannot be written as JSON: {error}; look at the prompts' metadata") from error
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that `Retry-After` (RFC 9110, section 10.2.3: seconds or a date) asks for, at most a minute; 0 without it."""
+    value = response.headers.get("retry-after", "")
+    try:
+        seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_WAIT_S)

@@ -1,0 +1,102 @@
+"""Trained reward models as a source of reward: one, or an ensemble.
+
+Invariants: a member is read at the last token, and its rewards are normalised before they are combined; sequences are scored in
+micro-batches of tokens, never one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rlhf_ray.algorithms.ensembles import combine, disagreement
+from rlhf_ray.batch import Batch, pack, pad
+from rlhf_ray.config.reward import RewardConfig, RewardModelSource
+from rlhf_ray.micro_batches import plan_micro_batches
+from rlhf_ray.models.heads import SequenceScores
+from rlhf_ray.models.loading import load_scalar_model
+from rlhf_ray.models.packing import enable_packing
+from rlhf_ray.models.reward_heads import normalisation
+from rlhf_ray.rewards.answers import checked
+from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.sequences import sequences
+from rlhf_ray.types import Rollout
+
+
+class EnsembleScore(NamedTuple):
+    """What several reward models say of a rollout."""
+
+    value: float
+    disagreement: float
+    """Standard deviation of the members' normalised rewards."""
+
+
+@dataclass
+class _Member:
+    scorer: SequenceScores
+    mean: float
+    std: float
+
+
+class ModelReward:
+    """Sequence-classification models, normalised as their configs say.
+
+    Of a model of several annotator groups it is the consensus, or the group that `reward.model.group` names.
+    """
+
+    name = "model"
+    remote = False
+
+    def __init__(
+        self, paths: Sequence[str], source: RewardModelSource, config: RewardConfig, device: torch.device
+    ) -> None:
+        """`paths`: of the members' folders."""
+        self.source, self.weight, self.device = source, source.weight, device
+        self.budget, self.packing = config.micro_batch_tokens, config.packing
+        self.members = [self._load(path, config) for path in paths]
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float | EnsembleScore | RewardError]:
+        """One combined reward for each rollout, with the members' disagreement where there are several."""
+        means, stds = (np.asarray([[getattr(m, name)] for m in self.members]) for name in ("mean", "std"))
+        normalised = (self.raw(rollouts) - means) / stds
+        answers = checked(self.name, combine(normalised, self.source.combine, self.source.penalty), rollouts)
+        if len(self.members) == 1:
+            return answers
+        return [
+            answer if isinstance(answer, RewardError) else EnsembleScore(answer, float(apart))
+            for answer, apart in zip(answers, disagreement(normalised), strict=True)
+        ]
+
+    def raw(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """float64 [K, n]: what each member says, not normalised."""
+        batch = sequences(rollouts)
+        return np.stack(
+            [score_sequences(m.scorer, batch, self.budget, self.device, self.packing) for m in self.members]
+        )
+
+    def normalise(self, statistics: Sequence[tuple[float, float]]) -> None:
+        """Count by other means and standard deviations from now on, one pair for each member."""
+        for member, (mean, std) in zip(self.members, statistics, strict=True):
+            member.mean, member.std = mean, std
+
+    def _load(self, path: str, config: RewardConfig) -> _Member:
+        model = load_scalar_model(path, config.dtype, config.attention, reading=self.source.group)
+        scorer = SequenceScores(model.eval().to(self.device))
+        if config.packing:
+            enable_packing(model, scorer, exact=config.dtype == "fp32")
+        return _Member(scorer, *normalisation(model.config))
+
+
+@torch.inference_mode()
+def score_sequences(
+    scorer: SequenceScores, batch: Batch, token_budget: int, device: torch.device, packing: bool = False
+) -> np.ndarray:
+    """float64 [B]: raw scores of a head of one row; `packing` where the model can read it."""
+    scores, lay_out = np.empty(len(batch)), pack if packing else pad
+    for indices in plan_micro_batches(batch.lengths, 1, token_budget, packing=packing).micro_batches[0]:
+        scores[indices] = scorer(lay_out(batch.select(indices), device))[:, 0].float().cpu().numpy()
+    return scores

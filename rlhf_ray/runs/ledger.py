@@ -1,0 +1,63 @@
+"""Which rollouts were trained, and which were dropped and why: one line per step in `ledger.jsonl`.
+
+Invariant: after any crash and resume every rollout id stands in at most one line; a resumed run first removes the lines of
+steps that its checkpoint does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlhf_ray.runs.jsonl import read_jsonl
+from rlhf_ray.runs.run_folder import atomic_write
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One optimizer step."""
+
+    step: int
+    trained: tuple[str, ...]
+    """Rollout ids."""
+    dropped: tuple[tuple[str, str], ...] = ()
+    """(prompt id, reason) of groups given up since the step before."""
+
+
+class Ledger:
+    """Append-only, one writer."""
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        self.path = path
+        kept = [entry for entry in read_ledger(path) if resume_step is not None and entry.step <= resume_step]
+        atomic_write(path, "".join(_line(entry) for entry in kept))
+        self._dropped: list[tuple[str, str]] = []
+
+    def drop(self, prompt_id: str, reason: str) -> None:
+        """A group was given up; goes into the next step's line."""
+        self._dropped.append((prompt_id, reason))
+
+    def train(self, step: int, rollout_ids: Sequence[str]) -> LedgerEntry:
+        """A step was applied; its line."""
+        # Sorted, because they come in the order in which they happened to be complete.
+        entry = LedgerEntry(step, tuple(rollout_ids), tuple(sorted(self._dropped)))
+        self._dropped.clear()
+        with self.path.open("a") as file:
+            file.write(_line(entry))
+            file.flush()
+            # A checkpoint must never know a step that the ledger lost.
+            os.fsync(file.fileno())
+        return entry
+
+
+def read_ledger(path: Path) -> Iterator[LedgerEntry]:
+    """Entries in order; a last line torn by a crash is left out."""
+    for fields in read_jsonl(path):
+        yield LedgerEntry(fields["step"], tuple(fields["trained"]), tuple((p, r) for p, r in fields["dropped"]))
+
+
+def _line(entry: LedgerEntry) -> str:
+    return json.dumps(asdict(entry)) + "\n"

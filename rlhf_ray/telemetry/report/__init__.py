@@ -1,8 +1,0 @@
-"""The report of a run, or of several side by side: one self-contained page for people, readable in light and dark, on
-paper, and from an archive."""
-
-from rlhf_ray.telemetry.report.comparison import write_comparison
-from rlhf_ray.telemetry.report.output import output_file
-from rlhf_ray.telemetry.report.page import write_report
-
-__all__ = ["output_file", "write_comparison", "write_report"]

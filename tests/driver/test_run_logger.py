@@ -1,0 +1,72 @@
+"""Alerts through a run's journal: events, the console's line, status, report; and no second time on resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.config.kl import KLConfig
+from rlhf_ray.driver.run_logger import Journal
+from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.training_batch import Prepared, collate
+from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.report import write_report
+from rlhf_ray.runs.events import EventLog, read_events
+from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.runs.status import read_status
+from rlhf_ray.telemetry.alert_log import raised_alerts
+
+CONFIG = AlertsConfig(kl=4.0, patience=2)
+
+
+@contextmanager
+def journal(folder: RunFolder, tokenizer, resume_step: int | None = None) -> Iterator[Journal]:
+    with (
+        EventLog(folder.events) as events,
+        Journal(folder, events, tokenizer, 20, 1, "", resume_step, CONFIG) as opened,
+    ):
+        yield opened
+
+
+def test_an_alert_reaches_everybody_who_looks(tmp_path, experience, tiny_model, capsys):
+    folder, tokenizer = RunFolder(tmp_path / "run"), load_tokenizer(tiny_model)
+    experiences = [experience(f"p{at}", 0, 3 + at, float(at)) for at in range(4)]
+    prepared = Prepared(collate(experiences), kl=1.0, shaped_reward=0.5, trained=np.ones(4, dtype=bool))
+    state = TrainingState.initial(KLConfig())
+
+    def record(opened: Journal, step: int, kl: float) -> None:
+        opened.record(replace(state, step=step), experiences, replace(prepared, kl=kl), [], [], {})
+
+    with journal(folder, tokenizer) as opened:
+        for step, kl in enumerate((1.0, 5.0, 6.0, 7.0), start=1):
+            record(opened, step, kl)
+    said = "the KL to the reference is 6 nats per response, above alerts.kl = 4, since step 2"
+    (event,) = [event for event in read_events(folder.events) if event.kind == "alert"]
+    assert event.message.startswith(said) and event.fields == {"alert": "kl_high", "change": "begins", "step": 3}
+    assert capsys.readouterr().out.count(f"alert kl_high begins at step 3: {said}") == 1
+    assert read_status(folder).alerts == 1
+    page = write_report(folder).read_text()
+    assert 'id="alerts"' in page and page.index('id="alerts"') < page.index('id="ppo"') and said in page
+    with journal(folder, tokenizer, resume_step=4) as opened:
+        for step, kl in enumerate((7.0, 1.0, 1.0), start=5):
+            record(opened, step, kl)
+    (alert,) = raised_alerts(read_events(folder.events))
+    assert (alert.step, alert.over_at) == (3, 7), "not fired again by the resume, and over once"
+    assert read_status(folder).alerts == 0
+    assert "is over" in write_report(folder).read_text()
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_is_told_in_the_step_that_has_it(tmp_path, experience, tiny_model, reward):
+    folder, tokenizer = RunFolder(tmp_path / "run"), load_tokenizer(tiny_model)
+    experiences = [experience("p", 0, 3, reward), experience("q", 0, 3, 0.0)]
+    prepared = Prepared(collate(experiences), kl=1.0, shaped_reward=0.5, trained=np.ones(2, dtype=bool))
+    with journal(folder, tokenizer) as opened:
+        opened.record(replace(TrainingState.initial(KLConfig()), step=1), experiences, prepared, [], [], {})
+    (event,) = [event for event in read_events(folder.events) if event.kind == "alert"]
+    assert event.message.startswith("reward/mean: not finite, since step 1")

@@ -1,0 +1,71 @@
+"""A run that is asked to end early."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+
+from rlhf_ray.runtime.stopping import RunStopped, StopRequest, stop_on_sigterm
+
+
+async def answer(seconds: float = 0.0) -> int:
+    await asyncio.sleep(seconds)
+    return 7
+
+
+def test_without_a_request_work_has_its_result():
+    assert asyncio.run(StopRequest().or_result(answer())) == 7
+
+
+def test_an_error_of_the_work_is_raised_as_it_is():
+    async def fail() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        asyncio.run(StopRequest().or_result(fail()))
+
+
+def test_a_request_from_another_thread_ends_the_waiting_and_cancels_the_work():
+    stop, cancelled = StopRequest(), []
+
+    async def wait_for_ever() -> None:
+        threading.Thread(target=stop.make).start()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    with pytest.raises(RunStopped):
+        asyncio.run(stop.or_result(wait_for_ever()))
+    assert cancelled == [True]
+
+
+def test_nothing_begins_after_the_request():
+    stop, began = StopRequest(), []
+
+    async def work() -> None:
+        began.append(True)
+
+    stop.make()
+    with pytest.raises(RunStopped):
+        asyncio.run(stop.or_result(work()))
+    with pytest.raises(RunStopped):
+        stop.check()
+    assert not began
+
+
+def test_sigterm_makes_the_request_while_coroutines_wait_and_the_old_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def wait(stop: StopRequest) -> None:
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+        await stop.or_result(answer(60))
+
+    with stop_on_sigterm() as stop, pytest.raises(RunStopped):
+        asyncio.run(wait(stop))
+    assert signal.getsignal(signal.SIGTERM) is before
