@@ -25,7 +25,7 @@ from common import VOCABULARY, build_model, load_average, report
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.config.learner import LearnerConfig
-from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.section import Workers
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.micro_batches import plan_micro_batches

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from common import report
 
-from rlhf_ray.algorithms.comparison import Share, ordered
 from rlhf_ray.algorithms.reward_quality import longer_wins
+from rlhf_ray.algorithms.statistics import Share, ordered
 from rlhf_ray.config import RunConfig, load_config
+from rlhf_ray.data.datasets import split_held_out
 from rlhf_ray.data.labels import decided_comparisons, pack_elements, plan_lesson
 from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.records import Pair
-from rlhf_ray.data.split import split_held_out
 from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model, load_tokenizer
 from rlhf_ray.models.reward_heads import normalisation

@@ -21,8 +21,8 @@ import ray
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.requests import SampleRequest
 from rlhf_ray.runtime.process_environment import worker_environment

@@ -19,8 +19,8 @@ import torch
 from common import PROMPT_TOKENS, VOCABULARY, build_model, load_average, report
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward import RewardConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.rewards.workers import RewardWorker
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest
 

@@ -25,8 +25,8 @@ from common import build_model, load_average, report
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.learner import LearnerConfig
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig, WeightChannelConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.rollout.pool import RolloutPool

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING, Exported
 from rlhf_ray.telemetry.names import EVERY, FAMILIES, METRICS, PPO, REWARD_MODEL, SFT, SUPERVISED, exported_name
+from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING, Exported
 
 _INTRODUCTION = """# Metrics
 

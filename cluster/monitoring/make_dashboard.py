@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_ray.report.plans import PPO, REWARD_MODEL, SFT, TIME, Plan, Question
-from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
+from rlhf_ray.report.charts import PPO, REWARD_MODEL, SFT, TIME, Plan, Question
 from rlhf_ray.telemetry.names import FAULTS, describe, exported_name
+from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING
 
 _RUN = 'run=~"$run"'
 _UNITS = {"": "short", "%": "percentunit", "s": "s", "ms": "ms", "1/s": "short"}

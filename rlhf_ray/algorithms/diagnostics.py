@@ -12,9 +12,8 @@ from typing import Self
 from torch import Tensor
 
 from rlhf_ray.algorithms.kl import k3
-from rlhf_ray.algorithms.policy_loss import PolicyLoss
+from rlhf_ray.algorithms.losses import PolicyLoss, ValueLoss
 from rlhf_ray.algorithms.statistics import Summary, summarise
-from rlhf_ray.algorithms.value_loss import ValueLoss
 
 
 class Diagnostics:

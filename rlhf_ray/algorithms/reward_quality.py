@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from rlhf_ray.algorithms.comparison import Share, ordered
+from rlhf_ray.algorithms.statistics import Share, ordered
 
 BINS = 10
 FEWEST = 20
@@ -126,3 +127,31 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
     if len(one) < 2 or one.std() == 0 or other.std() == 0:
         return None
     return float(np.corrcoef(one, other)[0, 1])
+
+
+Combination = Literal["mean", "min", "uncertainty"]
+
+
+def combine(rewards: np.ndarray, how: Combination, penalty: float = 0.0) -> np.ndarray:
+    """float64 [n]: the reward of each response (Coste et al. 2023, arXiv 2310.02743).
+
+    `mean`: 1/K Σ_k r_k. `min`: min_k r_k, worst-case optimisation. `uncertainty`: mean − λ · std, uncertainty-weighted
+    optimisation, there with the variance; std has the unit of a reward, so that λ has none.
+
+    Args:
+        rewards: float64 [K, n], of K members, normalised.
+        how: one of the three.
+        penalty: λ.
+    """
+    match how:
+        case "mean":
+            return rewards.mean(axis=0)
+        case "min":
+            return rewards.min(axis=0)
+        case "uncertainty":
+            return rewards.mean(axis=0) - penalty * disagreement(rewards)
+
+
+def disagreement(rewards: np.ndarray) -> np.ndarray:
+    """float64 [n]: the members' standard deviation √(1/K Σ_k (r_k − mean)²) on each response; rewards float64 [K, n]."""
+    return rewards.std(axis=0)

@@ -7,8 +7,10 @@ wait for a GPU, reading `mean` does.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,3 +79,71 @@ def summarise(values: Tensor, mask: Tensor) -> Summary:
         square=kept.square().sum(),
         largest=torch.cat([bottom, largest.flatten()]).max(),
     )
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The sequences of some tokens."""
+
+    index: Tensor
+    """int64, of the shape of the tokens: the number of each token's sequence, below `count`."""
+    count: int
+
+    @classmethod
+    def rows(cls, tokens: Tensor) -> Segments:
+        """One sequence in each row of a padded [B, T]."""
+        count = len(tokens)
+        return cls(torch.arange(count, device=tokens.device).unsqueeze(1).expand(tokens.shape), count)
+
+    @classmethod
+    def packed(cls, lengths: Tensor, device: torch.device | str = "cpu") -> Segments:
+        """Sequences end to end; `lengths` is int64 [B], tokens of each, on the host, so that no device is waited for."""
+        index = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        return cls(index.to(device, non_blocking=True), len(lengths))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[count]: the sum of each sequence's values. Differentiable."""
+        return values.new_zeros(self.count).index_add(0, self.index.flatten(), values.flatten())
+
+    def mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """[count]: the mean of each sequence's values, which must be 0 where masked; 0 for a sequence without a token."""
+        return self.sum(values) / self.sum(mask.to(values.dtype)).clamp(min=1.0)
+
+    def spread(self, per_sequence: Tensor) -> Tensor:
+        """[count] → the shape of the tokens: each gets its sequence's value."""
+        return per_sequence[self.index]
+
+
+Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Share:
+    """How often something holds, with the 95 % interval of Wilson (JASA 1927)."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    """Cases behind it."""
+
+
+def win_rate(ours: np.ndarray, theirs: np.ndarray) -> Share | None:
+    """Share of prompts on which `ours` is higher, both float64 [P]. A NaN on either side leaves the prompt out; None: all."""
+    differences = ours - theirs
+    known = differences[~np.isnan(differences)]
+    return ordered(known) if len(known) else None
+
+
+def ordered(differences: np.ndarray) -> Share:
+    """The share of differences that are positive; [c], c ≥ 1."""
+    won = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
+    return wilson(won, len(differences))
+
+
+def wilson(successes: float, count: int) -> Share:
+    """A share and its interval, by inverting the normal test: `(p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n)`."""
+    share, z2 = successes / count, Z_95**2 / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)
+    return Share(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), count)

@@ -42,8 +42,8 @@ def submit(
     """Run a config as a job of a Ray cluster. This directory travels along, without secrets, runs and virtual environments."""
     from rlhf_ray.config import ConfigError, dump_config, load_config
     from rlhf_ray.jobs.cluster import RayCluster, check_not_live
+    from rlhf_ray.jobs.connection import read_token
     from rlhf_ray.jobs.submission import ADDRESS, confidential, plan_submission
-    from rlhf_ray.jobs.token import read_token
 
     settings = load_config(config, [*(overrides or []), ADDRESS])
     if missing := [name for name in env or [] if name not in os.environ]:

@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Do all stages of a config: base model → SFT → reward model → PPO → evaluation."""
     from rlhf_ray.config import load_config
-    from rlhf_ray.config.worker_environment import as_overrides
+    from rlhf_ray.config.changes import as_overrides
     from rlhf_ray.jobs.confidential import received
 
     sent = received(os.environ)

@@ -41,7 +41,7 @@ def serve(
     from rlhf_ray.config.loading import load_serving
     from rlhf_ray.models.loading import check_model_folder, check_reward_model
     from rlhf_ray.runs.storage.folders import copy_here
-    from rlhf_ray.serving.target import version_of
+    from rlhf_ray.serving.deploying import version_of
 
     settings, version = load_serving(config, overrides or []), version_of(target, label)
     if settings.reward_model is not None:
@@ -86,7 +86,7 @@ def publish(
     address: Address = "auto",
 ) -> None:
     """Give a running endpoint a new version, without losing a request."""
-    from rlhf_ray.serving.target import version_of
+    from rlhf_ray.serving.deploying import version_of
 
     share, version = share_of(canary), version_of(target, label)
     _connect(address)
@@ -154,7 +154,7 @@ def _print_config(settings: ServingConfig, version: Version) -> None:
 
 def _keys(settings: ServingConfig) -> tuple[dict[str, str] | None, str | None]:
     """Digest to name of those who may ask (None: everybody), and the key that was made where there was none."""
-    from rlhf_ray.serving.keys import digest, new_key, read_keys
+    from rlhf_ray.serving.guard import digest, new_key, read_keys
 
     if settings.keys_env is None:
         return None, None

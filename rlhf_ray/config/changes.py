@@ -6,6 +6,8 @@ Invariant: whatever decides *what* is computed stays; how long, where, and how o
 from __future__ import annotations
 
 import fnmatch
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -53,3 +55,22 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         result |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
     return result
+
+
+def environment_values(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Every `env` that is not empty, by its key: `ppo.rollout.workers.env`."""
+    return _collect(config.model_dump(mode="json"), "")
+
+
+def as_overrides(values: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """`section.key=value` for each of them."""
+    return [f"{key}={json.dumps(dict(env))}" for key, env in values.items()]
+
+
+def _collect(value: Any, key: str) -> dict[str, dict[str, str]]:
+    if not isinstance(value, dict):
+        return {}
+    found = {f"{key}env": value["env"]} if isinstance(value.get("env"), dict) and value["env"] else {}
+    for name, item in value.items():
+        found |= _collect(item, f"{key}{name}.")
+    return found

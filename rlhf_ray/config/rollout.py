@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.resources import Workers
-from rlhf_ray.config.section import Section
+from rlhf_ray.config.section import Section, Workers
 
 
 class SamplingConfig(Section):

@@ -6,15 +6,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.alerts import AlertsConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import EvaluationConfig, PpoConfig
-from rlhf_ray.config.resources import Workers
-from rlhf_ray.config.reward_model import RewardModelConfig
-from rlhf_ray.config.section import Section
-from rlhf_ray.config.supervised import SupervisedConfig
-from rlhf_ray.config.telemetry import TelemetryConfig
+from rlhf_ray.config.section import Section, Workers
+from rlhf_ray.config.supervised import RewardModelConfig, SupervisedConfig
+from rlhf_ray.config.telemetry import AlertsConfig, TelemetryConfig
 from rlhf_ray.runs.storage.location import check_uri, is_uri
 
 Stage = Literal["sft", "reward_model", "ppo", "evaluation"]

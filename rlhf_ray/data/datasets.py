@@ -5,15 +5,38 @@ Invariant: what a stage trains on and what anything is measured on never share a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf_ray.config.data import SOURCES, DataConfig, SourceConfig
 from rlhf_ray.data.limits import Encoded, LengthLimit, Record
 from rlhf_ray.data.readers import DataError, Source, load
+from rlhf_ray.data.records import Messages, dialogue_key
 from rlhf_ray.data.simulator import SimulatedData, Sizes, simulate
-from rlhf_ray.data.split import split_held_out
+
+T = TypeVar("T")
+
+
+def is_held_out(prompt: Messages, fraction: float, salt: str = "") -> bool:
+    """Whether a prompt belongs to the held-out `fraction` (0 to 1)."""
+    digest = hashlib.blake2b(salt.encode() + b"\0" + dialogue_key(prompt), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def split_held_out(
+    records: Sequence[T], prompt_of: Callable[[T], Messages], fraction: float, salt: str = ""
+) -> tuple[list[T], list[T]]:
+    """(training, held-out) records, both in their order. Raises ValueError for a fraction outside [0, 1]."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"held-out fraction {fraction}: must be between 0 and 1")
+    sides: tuple[list[T], list[T]] = ([], [])
+    for record in records:
+        sides[is_held_out(prompt_of(record), fraction, salt)].append(record)
+    return sides
+
 
 Note = Callable[[str], None]
 """Is told what was left out of the data, and why."""

@@ -12,7 +12,18 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
-from rlhf_ray.data.fields import Row, about, answer_turns, flag, label, number, prompt_turns, value_at
+from rlhf_ray.data.fields import (
+    Row,
+    about,
+    answer_turns,
+    flag,
+    label,
+    number,
+    parse_transcript,
+    prompt_turns,
+    split_pair,
+    value_at,
+)
 from rlhf_ray.data.records import (
     Demonstration,
     Edit,
@@ -24,7 +35,6 @@ from rlhf_ray.data.records import (
     dialogue_key,
     messages_of,
 )
-from rlhf_ray.data.transcripts import parse_transcript, split_pair
 
 Format = Literal[
     "auto",

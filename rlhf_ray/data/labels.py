@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.algorithms.preferences import all_pairs, preference_of_ranks
 from rlhf_ray.batch import Batch, pack_sequences
-from rlhf_ray.config.reward_model import RewardModelConfig
+from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.data.limits import Encoded, LengthLimit, fit
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Messages, Pair, Ranking, Scored

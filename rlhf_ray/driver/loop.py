@@ -14,19 +14,19 @@ from typing import Literal
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver.buffer import ExperienceBuffer
+from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.extras.discriminator import Imitation, Judgement
 from rlhf_ray.driver.extras.endpoint_publishing import Publishing
 from rlhf_ray.driver.extras.ptx import DemonstrationSource, per_step, with_demonstrations
 from rlhf_ray.driver.prompts import PromptSource
 from rlhf_ray.driver.run_logger import Journal
-from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.driver.token_batches import TokenBatches
 from rlhf_ray.driver.training_batch import Prepared, collate, minibatches, prepare, shaped_scores
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.learner.deepspeed_engine import learning_rate
 from rlhf_ray.learner.sharded_model import StepResult
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.runtime.stopping import RunStopped, StopRequest
 from rlhf_ray.types import Experience, Rollout, RolloutRequest
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rlhf_ray.algorithms.advantages import whiten
+from rlhf_ray.algorithms.advantages import EstimatorInput, estimator_named, whiten
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.distillation import per_token_advantages
-from rlhf_ray.algorithms.estimators import EstimatorInput, estimator_named
 from rlhf_ray.algorithms.kl import sequence_kl
-from rlhf_ray.algorithms.overlong import soft_overlong_punishment
-from rlhf_ray.algorithms.rewards import score_unfinished, token_rewards
+from rlhf_ray.algorithms.rewards import score_unfinished, soft_overlong_punishment, token_rewards
 from rlhf_ray.batch import Batch, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.rewards.sequences import sequences

@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from rlhf_ray.report.content import Content
-from rlhf_ray.report.reader import read_content
+from rlhf_ray.report.reader import Content, read_content
 from rlhf_ray.runs.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")

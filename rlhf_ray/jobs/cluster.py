@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.connection import ClusterRefused, dashboard_of, explained
+from rlhf_ray.jobs.connection import ClusterRefused, dashboard_of, explained, read_token
 from rlhf_ray.jobs.submission import ATTEMPT, FILES, FOLDER, RUN, Submission
-from rlhf_ray.jobs.token import read_token
 from rlhf_ray.runs.status import RunStatus, newest_status
 from rlhf_ray.runtime.addresses import AUTO, JOBS_VARIABLES, is_url, jobs_address, unset
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from cryptography.fernet import Fernet, InvalidToken
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.token import read_token
+from rlhf_ray.jobs.connection import read_token
 
 VARIABLE = "RLHF_RAY_CONFIDENTIAL"
 """Of the job's environment."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.runtime.addresses import AUTO, JOBS_ALLOWED, check_answers, check_this_machine
+
+
+def read_token(environment: Mapping[str, str]) -> str | None:
+    """The token from where Ray looks for it, in Ray's order; None where there is none."""
+    if token := environment.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return path.read_text().strip() if path.is_file() else None
 
 
 class ClusterRefused(InputError, RuntimeError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from rlhf_ray.config import ConfigError, RunConfig
-from rlhf_ray.config.worker_environment import environment_values
+from rlhf_ray.config.changes import environment_values
 from rlhf_ray.errors import InputError
 from rlhf_ray.jobs.confidential import VARIABLE, Confidential, encrypt
 from rlhf_ray.jobs.packing import CONFIG

@@ -22,8 +22,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.teacher import TeacherConfig
 from rlhf_ray.learner import deepspeed_engine
-from rlhf_ray.learner.adversarial_objective import discriminator_objective
-from rlhf_ray.learner.objectives import Objective, policy_objective, value_objective
+from rlhf_ray.learner.objectives import Objective, discriminator_objective, policy_objective, value_objective
 from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
 from rlhf_ray.learner.teacher import FrozenTeacher, load_teacher
 from rlhf_ray.models.heads import SequenceScores, TokenLogprobs, TokenValues

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlhf_ray.algorithms.adversarial import discriminator_accuracy, discriminator_loss
 from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.diagnostics import Diagnostics, measure_policy, measure_value
 from rlhf_ray.algorithms.kl import kl_loss
-from rlhf_ray.algorithms.losses import Clip, PolicyTokens, policy_loss_named
-from rlhf_ray.algorithms.segments import Segments
-from rlhf_ray.algorithms.statistics import Summary, summarise
-from rlhf_ray.algorithms.value_loss import ppo_value_loss
+from rlhf_ray.algorithms.losses import Clip, PolicyTokens, policy_loss_named, ppo_value_loss
+from rlhf_ray.algorithms.statistics import Segments, Summary, summarise
 from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.learner.teacher import FrozenTeacher
@@ -135,3 +134,31 @@ def _correction(algorithm: AlgorithmConfig, tokens: PolicyTokens) -> Tensor | No
         lower=lower if algorithm.correction == "mask" else 0.0,
         segments=tokens.segments,
     )
+
+
+def discriminator_objective(smoothing: float) -> Objective:
+    """Binary cross-entropy, the labels of demonstrations smoothed (`discriminator_loss`)."""
+
+    def objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        logits = model(inputs)[:, 0]
+        demonstrated = torch.from_numpy(batch.labels[:, 0] > 0).to(logits.device)
+        losses = discriminator_loss(logits, demonstrated, smoothing)
+        right = discriminator_accuracy(logits, demonstrated)
+        diagnostics = DiscriminatorDiagnostics(summarise(right, demonstrated), summarise(right, ~demonstrated))
+        return weighted_sum(losses, torch.from_numpy(batch.weights).to(losses)), diagnostics
+
+    return objective
+
+
+@dataclass(frozen=True)
+class DiscriminatorDiagnostics(Diagnostics):
+    """Of an update, before its step."""
+
+    demonstrations: Summary
+    """1 where one was taken for what it is, ½ where it could be either."""
+    samples: Summary
+
+    @property
+    def accuracy(self) -> float:
+        """Of both sides, each counting half."""
+        return 0.5 * (self.demonstrations.mean + self.samples.mean)

@@ -16,18 +16,20 @@ from torch import Tensor, nn
 
 from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.diagnostics import Diagnostics
-from rlhf_ray.algorithms.preference import bradley_terry_loss, centring_penalty, pair_accuracy
 from rlhf_ray.algorithms.preferences import (
     Comparisons,
     all_pairs,
+    bradley_terry_loss,
+    centring_penalty,
     choice_loss,
+    pair_accuracy,
     plackett_luce_loss,
     preference_of_ranks,
 )
 from rlhf_ray.algorithms.reliability import MeantLabels, Reliabilities, count_meant, probability_meant
 from rlhf_ray.algorithms.statistics import Summary, summarise
 from rlhf_ray.batch import Batch, ModelInput
-from rlhf_ray.config.reward_model import RewardModelConfig
+from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.models.reward_heads import RewardHeads
 
 GROUP, ANNOTATOR, SAID = 0, 1, 2

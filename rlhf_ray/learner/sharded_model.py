@@ -21,11 +21,40 @@ from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import TARGET_COLUMNS, Batch, Layout, ModelInput, pack, pad
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.learner.deepspeed_engine import clips_itself
-from rlhf_ray.learner.gathering import gathered
 from rlhf_ray.learner.objectives import Objective
-from rlhf_ray.models.lora import adapter_weights, weights_of
+from rlhf_ray.models.loading import save_pretrained
+from rlhf_ray.models.lora import Weight, adapter_weights, weights_of
 from rlhf_ray.models.packing import enable_packing
-from rlhf_ray.models.saving import save_pretrained
+
+
+def gathered(weights: Sequence[Weight], bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and whole tensor of each; valid until the next is asked for.
+
+    Args:
+        bucket_bytes: of parameters that are whole at a time, where ZeRO 3 shards them; more for a single larger tensor.
+    """
+    import deepspeed
+
+    for chunk in _chunks(weights, bucket_bytes):
+        sharded = [p for weight in chunk for p in weight.parameters if hasattr(p, "ds_id")]
+        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
+            for weight in chunk:
+                yield weight.name, weight.value()
+
+
+def _chunks(weights: Sequence[Weight], bucket_bytes: int) -> Iterator[list[Weight]]:
+    chunk: list[Weight] = []
+    size = 0
+    for weight in weights:
+        size_of = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in weight.parameters)
+        if chunk and size + size_of > bucket_bytes:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(weight)
+        size += size_of
+    if chunk:
+        yield chunk
+
 
 Compute = Callable[[nn.Module, ModelInput], torch.Tensor]
 """A forward pass without gradient: float32 [m], or [b] for models that score whole sequences."""

@@ -2,7 +2,6 @@
 paper, and from an archive."""
 
 from rlhf_ray.report.comparison import write_comparison
-from rlhf_ray.report.output import output_file
-from rlhf_ray.report.page import write_report
+from rlhf_ray.report.page import output_file, write_report
 
 __all__ = ["output_file", "write_comparison", "write_report"]

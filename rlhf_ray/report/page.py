@@ -6,19 +6,109 @@ model, a person or a file said is escaped by the template engine; the same folde
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import os
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlencode
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rlhf_ray.errors import InputError
 from rlhf_ray.report.charts import ppo_sections, stage_sections
-from rlhf_ray.report.content import MAX_ANSWERS, ROUTINE_EVENTS, Answers, Content
-from rlhf_ray.report.figures import clock, duration
-from rlhf_ray.report.headlines import POLICY_NAMES, headlines
-from rlhf_ray.report.output import output_file
-from rlhf_ray.report.quality import quality_section
-from rlhf_ray.report.reader import read_content
-from rlhf_ray.report.shell import REPORT, Shell, fill
+from rlhf_ray.report.curves import clock, duration, figure
+from rlhf_ray.report.headlines import POLICY_NAMES, headlines, quality_section
+from rlhf_ray.report.reader import MAX_ANSWERS, ROUTINE_EVENTS, Answers, Content, read_content
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
+
+
+class OutputError(InputError, ValueError):
+    """A page cannot be written where it should be."""
+
+
+def output_file(path: Path) -> Path:
+    """The path, absolute, of a file that can be written or replaced.
+
+    Raises OutputError where it is a folder, or is in none that exists and may be written in.
+    """
+    path = path.absolute()
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --output takes a file, such as {path / 'report.html'}")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path} cannot be written: there is no folder {path.parent}. Create it, or give --output a file in one "
+            "that exists."
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: {path.parent} is read-only for you. Give --output another file.")
+    return path
+
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Constant parts of a page."""
+
+    origin: str
+    """A sentence that says who wrote the page."""
+    home: str = ""
+    """Relative address of the page with all runs; empty where there is none."""
+    live_script: str = ""
+    """Runs after the charts' own script."""
+    templates: Path | None = None
+    """Folder of templates beside this package's."""
+
+    def run_address(self, label: str) -> str:
+        """Relative address of a run's own page, where there are pages for runs."""
+        return f"runs?{urlencode({'run': label})}"
+
+    @property
+    def style(self) -> str:
+        """CSS."""
+        return _text("report.css")
+
+    @property
+    def script(self) -> str:
+        """JavaScript, the only one that the page may run."""
+        return _text("report.js") + self.live_script
+
+    @property
+    def policy(self) -> str:
+        """The content security policy: nothing is loaded; a live page may ask the server that it came from."""
+        digest = base64.b64encode(hashlib.sha256(self.script.encode()).digest()).decode()
+        live = "; connect-src 'self'; form-action 'self'; base-uri 'none'" if self.live_script else ""
+        return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{live}"
+
+
+REPORT = Shell("Written by rlhf-ray report from the files of the run's folder.")
+
+
+def fill(template: str, shell: Shell, **values: object) -> str:
+    """A page of a template, as HTML text."""
+    return _environment(shell.templates).get_template(template).render(shell=shell, **values)
+
+
+@cache
+def _environment(templates: Path | None) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader([_FOLDER, *([templates] if templates else [])]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure, "clock": clock}
+    return environment
+
+
+@cache
+def _text(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

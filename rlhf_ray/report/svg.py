@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from rlhf_ray.report.curves import Curve
-from rlhf_ray.report.figures import compact, figure, ticks
+from rlhf_ray.report.curves import Curve, compact, figure, ticks
 
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 392, 10, 164

@@ -13,11 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.config.judge import HttpSource
-from rlhf_ray.rewards.errors import RewardError, ServiceError, Unreadable
-from rlhf_ray.rewards.http import Background, Endpoint, Keys
-from rlhf_ray.rewards.texts import response_texts
-from rlhf_ray.rewards.usage import Meter
+from rlhf_ray.config.reward import HttpSource
+from rlhf_ray.rewards.answers import RewardError, ServiceError, Unreadable, response_texts
+from rlhf_ray.rewards.http import Background, Endpoint, Keys, Meter
 from rlhf_ray.types import Rollout
 
 

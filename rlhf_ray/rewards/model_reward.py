@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from rlhf_ray.algorithms.ensembles import combine, disagreement
+from rlhf_ray.algorithms.reward_quality import combine, disagreement
 from rlhf_ray.batch import Batch, pack, pad
 from rlhf_ray.config.reward import RewardConfig, RewardModelSource
 from rlhf_ray.micro_batches import plan_micro_batches
@@ -21,8 +21,7 @@ from rlhf_ray.models.heads import SequenceScores
 from rlhf_ray.models.loading import load_scalar_model
 from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.models.reward_heads import normalisation
-from rlhf_ray.rewards.answers import checked
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError, checked
 from rlhf_ray.rewards.sequences import sequences
 from rlhf_ray.types import Rollout
 

@@ -15,13 +15,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config.reward import RewardConfig, RewardFunctionSource
-from rlhf_ray.rewards.answers import checked
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError, checked, response_texts
 from rlhf_ray.rewards.http import Background, Keys
 from rlhf_ray.rewards.http_reward import HttpReward
 from rlhf_ray.rewards.judge import JudgeReward
 from rlhf_ray.rewards.model_reward import EnsembleScore, ModelReward
-from rlhf_ray.rewards.texts import response_texts
 from rlhf_ray.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float]]

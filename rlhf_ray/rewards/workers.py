@@ -14,12 +14,11 @@ from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_tokenizer
 from rlhf_ray.models.packing import enable_packing
-from rlhf_ray.rewards.errors import RewardError
-from rlhf_ray.rewards.http import Keys
+from rlhf_ray.rewards.answers import RewardError
+from rlhf_ray.rewards.http import Keys, Usage
 from rlhf_ray.rewards.model_reward import EnsembleScore, ModelReward
 from rlhf_ray.rewards.sequences import sequences
 from rlhf_ray.rewards.sources import RewardSource, build_sources
-from rlhf_ray.rewards.usage import Usage
 from rlhf_ray.runs.storage.folders import here
 from rlhf_ray.runs.storage.location import local
 from rlhf_ray.types import Rollout, Score
@@ -122,3 +121,10 @@ class ReferenceWorker:
 
     def _forward(self, inputs: ModelInput) -> np.ndarray:
         return self.policy(inputs)[0].float().cpu().numpy()
+
+
+class TeacherWorker(ReferenceWorker):
+    """A frozen model with the policy's tokenizer, at the policy's sampling temperature.
+
+    At the same temperature, so that a teacher that is the policy has nothing to teach.
+    """

@@ -15,12 +15,36 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
 from rlhf_ray.config.rollout import SamplingConfig
-from rlhf_ray.rollout.errors import EngineFailed, NoWorkerLeft
-from rlhf_ray.rollout.membership import State
-from rlhf_ray.rollout.requests import Sample, SampleRequest
-from rlhf_ray.rollout.sharing import share
-from rlhf_ray.rollout.workers import Member
+from rlhf_ray.rollout.requests import EngineFailed, NoWorkerLeft, Sample, SampleRequest
+from rlhf_ray.rollout.workers import Member, State
 from rlhf_ray.types import Rollout, RolloutRequest
+
+
+def share(waiting: int, loads: Sequence[int], capacity: int) -> list[int]:
+    """How many of `waiting` requests each worker gets, so that the highest load is as low as it can be.
+
+    Args:
+        waiting: requests without a worker.
+        loads: unfinished requests of each worker.
+        capacity: most unfinished requests of one worker.
+
+    Returns:
+        One number per worker; their sum is below `waiting` where the workers are full.
+    """
+    given = [0] * len(loads)
+    order = sorted(range(len(loads)), key=lambda worker: loads[worker])
+    remaining = min(waiting, sum(max(capacity - load, 0) for load in loads))
+    # Fill the lowest up to the level of the next: the first k workers end level, the others get nothing.
+    for k in range(len(order), 0, -1):
+        lowest = order[:k]
+        total = remaining + sum(loads[worker] for worker in lowest)
+        level, extra = divmod(total, k)
+        if loads[lowest[-1]] <= level:
+            for position, worker in enumerate(lowest):
+                given[worker] = level + (position < extra) - loads[worker]
+            break
+    return given
+
 
 WORKER_LOST = (RayActorError, ObjectLostError, EngineFailed)
 """Failures of a worker, not of what it was asked: retried elsewhere."""

@@ -15,11 +15,10 @@ import numpy as np
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 
-from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.engine_thread import Deliver, Stepper
-from rlhf_ray.rollout.errors import EngineBusy, TornWeights
-from rlhf_ray.rollout.requests import Sample, SampleRequest, check_prompt
+from rlhf_ray.rollout.requests import EngineBusy, Sample, SampleRequest, TornWeights, check_prompt
 from rlhf_ray.rollout.vllm_arguments import end_tokens, engine_arguments, probe_parameters, sampling_parameters
 from rlhf_ray.types import PolicyVersion
 from rlhf_ray.weights.adapter import AdapterSlot

@@ -21,7 +21,7 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from rlhf_ray.rollout.errors import EngineFailed
+from rlhf_ray.rollout.requests import EngineFailed
 
 Deliver = Callable[[list[Any] | Exception], None]
 """Receives, in the engine's thread, what finished lately, or the reason why nothing more will come."""

@@ -12,19 +12,17 @@ from typing import Any
 
 import ray
 
-from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.dispatch import Call, Dispatcher
 from rlhf_ray.rollout.requests import SampleRequest, check_prompt
-from rlhf_ray.rollout.roster import Roster
 from rlhf_ray.rollout.worker import RolloutWorker
-from rlhf_ray.rollout.workers import Member, WorkerEvent
+from rlhf_ray.rollout.workers import Member, Roster, WorkerEvent
 from rlhf_ray.runtime.actor_calls import call_all
 from rlhf_ray.runtime.process_environment import worker_environment
 from rlhf_ray.types import PolicyVersion, Rollout, RolloutRequest
 from rlhf_ray.weights.channel import PublishingLearner
-from rlhf_ray.weights.channels import make_channel
-from rlhf_ray.weights.sync import Publisher
+from rlhf_ray.weights.sync import Publisher, make_channel
 
 ActorOptions = Callable[[int], Mapping[str, Any]]
 """Ray actor options of worker i: resources, placement, `runtime_env`."""

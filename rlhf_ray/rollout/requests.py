@@ -11,8 +11,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_ray.rollout.errors import PromptRefused
+from rlhf_ray.errors import InputError
 from rlhf_ray.types import FinishReason, PolicyVersion, RolloutRequest
+
+
+class PromptRefused(InputError, ValueError):
+    """A prompt that no engine with this context can answer."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine raised in a forward pass; its process is not to be used any more."""
+
+
+class EngineBusy(RuntimeError):
+    """Weights cannot change while sequences are being generated."""
+
+
+class TornWeights(RuntimeError):
+    """A weight update began and did not finish: the engine holds parts of two policies and answers nothing."""
+
+
+class IncompleteWeights(RuntimeError):
+    """A weight update ended without having sent every parameter."""
+
+
+class NoWorkerLeft(InputError, RuntimeError):
+    """No rollout worker can serve the requests that are waiting."""
 
 
 @dataclass(frozen=True)

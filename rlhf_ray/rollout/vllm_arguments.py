@@ -9,7 +9,7 @@ from vllm import EngineArgs, SamplingParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.weights.adapter import lora_arguments
 

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.requests import Sample, SampleRequest, WorkerInfo
 from rlhf_ray.runs.storage.folders import here
 from rlhf_ray.types import PolicyVersion
-from rlhf_ray.weights.bucket import WeightBucket, pack
-from rlhf_ray.weights.folder import read_folder
+from rlhf_ray.weights.bucket import WeightBucket, pack, read_folder
 
 
 class RolloutWorker:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.telemetry.alert_log import raised_alerts
+from rlhf_ray.telemetry.alerts import raised_alerts
 from rlhf_ray.runs.events import read_events
 from rlhf_ray.runs.jsonl import damaged, last_record
 from rlhf_ray.runs.run_folder import RunFolder

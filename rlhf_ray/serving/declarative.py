@@ -15,7 +15,7 @@ from ray.serve import Application
 from rlhf_ray.config.section import Section
 from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.serving.gateway import REWARDS, application, build_gateway
-from rlhf_ray.serving.keys import KeysError, read_keys
+from rlhf_ray.serving.guard import KeysError, read_keys
 from rlhf_ray.serving.policy import build_policy
 from rlhf_ray.serving.rewards import build_rewards
 from rlhf_ray.serving.versions import Version, Versions

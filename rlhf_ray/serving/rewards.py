@@ -16,7 +16,7 @@ from rlhf_ray.config.reward import RewardConfig, RewardModelSource
 from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.models.loading import context_of, load_tokenizer
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.model_reward import ModelReward
 from rlhf_ray.runs.storage.folders import copy_here
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest

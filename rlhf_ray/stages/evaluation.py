@@ -15,15 +15,14 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.algorithms.comparison import win_rate
+from rlhf_ray.algorithms.statistics import win_rate
 from rlhf_ray.config.reward import RewardFunctionSource
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.datasets import SIMULATED_UTILITY
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
 from rlhf_ray.driver.workers import Roles
-from rlhf_ray.rewards.answers import numbers
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError, numbers
 from rlhf_ray.rewards.sources import FunctionReward
 from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write

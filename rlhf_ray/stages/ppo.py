@@ -12,17 +12,15 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.datasets import Split, fitting, prompt_limit
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver import checkpointer
-from rlhf_ray.driver.checkpointer import RunState
-from rlhf_ray.driver.extras.demonstrations import encoded, to_learn_from, to_tell_apart
+from rlhf_ray.driver.checkpointer import RunState, TrainingState
 from rlhf_ray.driver.extras.discriminator import Imitation
-from rlhf_ray.driver.extras.endpoint import publishing
+from rlhf_ray.driver.extras.endpoint_publishing import publishing
+from rlhf_ray.driver.extras.ptx import encoded, to_learn_from, to_tell_apart
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
 from rlhf_ray.driver.run_logger import Journal
-from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.driver.workers import Roles
-from rlhf_ray.models.loading import load_tokenizer
-from rlhf_ray.models.saving import replace_folder
+from rlhf_ray.models.loading import load_tokenizer, replace_folder
 from rlhf_ray.runs.events import EventLog
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runtime.stopping import StopRequest

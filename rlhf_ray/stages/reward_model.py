@@ -15,13 +15,12 @@ import numpy as np
 from torch import nn
 
 from rlhf_ray.algorithms.diagnostics import Diagnostics
-from rlhf_ray.algorithms.ensembles import disagreement
 from rlhf_ray.algorithms.preferences import MOST_TIED
 from rlhf_ray.algorithms.reliability import Reliabilities
-from rlhf_ray.algorithms.reward_quality import RewardQuality, longer_wins, measure_quality
+from rlhf_ray.algorithms.reward_quality import RewardQuality, disagreement, longer_wins, measure_quality
 from rlhf_ray.batch import Batch
-from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.data.datasets import Datasets, Note, Split, dialogue_limit, fitting
 from rlhf_ray.data.labels import Feedback, Lesson, decided_comparisons, pack_elements, pair_of_edit, plan_lesson
 from rlhf_ray.data.readers import DataError
@@ -34,8 +33,7 @@ from rlhf_ray.models.loading import load_reward_model, load_tokenizer
 from rlhf_ray.models.reward_heads import normalisation
 from rlhf_ray.runs.run_folder import QUALITY, RunFolder, atomic_write
 from rlhf_ray.runtime.stopping import StopRequest
-from rlhf_ray.stages.fit_state import FitState
-from rlhf_ray.stages.supervised import Documents, SupervisedJob, run_supervised
+from rlhf_ray.stages.supervised import Documents, FitState, SupervisedJob, run_supervised
 from rlhf_ray.types import rollout_seed
 
 HELD_OUT = "held_out_rewards.json"

@@ -21,7 +21,7 @@ from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import Stage
 from rlhf_ray.data.datasets import Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.data.tokenize import encode_prompts
-from rlhf_ray.driver.extras.endpoint import check_endpoint
+from rlhf_ray.driver.extras.endpoint_publishing import check_endpoint
 from rlhf_ray.driver.run_logger import note_worker_event
 from rlhf_ray.driver.workers import LEARNERS, ModelPaths, Roles
 from rlhf_ray.models.loading import load_tokenizer, local_folder
@@ -37,10 +37,10 @@ from rlhf_ray.runtime.placement import Placement, plan_placement
 from rlhf_ray.runtime.stopping import RunStopped, StopRequest, stop_on_sigterm
 from rlhf_ray.stages import evaluation, normalisation
 from rlhf_ray.stages.checks import check_run
-from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.ppo import find_checkpoint, run_ppo
 from rlhf_ray.stages.reward_model import run_reward_model
 from rlhf_ray.stages.sft import base_model, run_sft
+from rlhf_ray.stages.supervised import FitState
 from rlhf_ray.telemetry.console import console
 from rlhf_ray.telemetry.progress import StageProgress
 

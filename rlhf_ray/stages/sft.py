@@ -17,8 +17,7 @@ from rlhf_ray.models.loading import load_causal_lm, load_tokenizer, local_folder
 from rlhf_ray.models.tiny import build_tiny_model
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runtime.stopping import StopRequest
-from rlhf_ray.stages.fit_state import FitState
-from rlhf_ray.stages.supervised import Documents, SupervisedJob, run_supervised
+from rlhf_ray.stages.supervised import Documents, FitState, SupervisedJob, run_supervised
 
 
 def base_model(config: RunConfig, folder: RunFolder, data: Datasets) -> str:

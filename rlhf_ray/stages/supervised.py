@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +20,7 @@ from torch import nn
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.loading import ConfigError
-from rlhf_ray.config.supervised import SupervisedConfig
+from rlhf_ray.config.supervised import EarlyStoppingConfig, SupervisedConfig
 from rlhf_ray.config.telemetry import WandbConfig
 from rlhf_ray.learner.objectives import Objective
 from rlhf_ray.learner.sharded_model import ShardedModel
@@ -28,10 +28,42 @@ from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runs.storage.location import is_uri, portable
 from rlhf_ray.runtime.stopping import RunStopped, StopRequest
-from rlhf_ray.stages.fit_state import FitState
 from rlhf_ray.stages.rank import train_rank
 from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.telemetry.wandb_log import WandbLog
+
+
+@dataclass(frozen=True)
+class FitState:
+    """After `step` optimizer steps."""
+
+    step: int = 0
+    best_step: int | None = None
+    """After which the held-out loss was lowest; None: not measured yet."""
+    best_loss: float = math.inf
+    reference_loss: float = math.inf
+    """Of the last measurement that counted as an improvement."""
+    without_improvement: int = 0
+    """Measurements since that one."""
+    stopped: bool = False
+    """No step follows."""
+
+    def after(self, step: int) -> FitState:
+        """An optimizer step was taken."""
+        return replace(self, step=step)
+
+    def measured(self, loss: float, stopping: EarlyStoppingConfig | None) -> FitState:
+        """The held-out loss was measured. Any lower one is the best; by how much matters for stopping only."""
+        state = self
+        if loss < self.best_loss:
+            state = replace(state, best_step=self.step, best_loss=loss)
+        if loss < self.reference_loss - (stopping.min_improvement if stopping else 0.0):
+            return replace(state, reference_loss=loss, without_improvement=0)
+        without = self.without_improvement + 1
+        return replace(
+            state, without_improvement=without, stopped=stopping is not None and without >= stopping.patience
+        )
+
 
 Kind = Literal["sft", "reward_model"]
 Documents = Mapping[str, Any]

@@ -24,12 +24,11 @@ from rlhf_ray.learner import deepspeed_engine
 from rlhf_ray.learner.deepspeed_engine import learning_rate
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.micro_batches import plan_micro_batches
-from rlhf_ray.models.saving import replace_folder
+from rlhf_ray.models.loading import replace_folder
 from rlhf_ray.runs import atomic_checkpoint
 from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
 from rlhf_ray.runs.metrics import MetricsLog
-from rlhf_ray.stages.fit_state import FitState
-from rlhf_ray.stages.supervised import FIT, SupervisedJob
+from rlhf_ray.stages.supervised import FIT, FitState, SupervisedJob
 
 STATE = "fit.json"
 KEPT_CHECKPOINTS = 2

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.config.telemetry import AlertsConfig
 
 AlertName = Literal[
     "not_finite", "kl_high", "entropy_collapse", "longer_for_reward", "eos_falling", "throughput_collapse"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from vllm.lora.request import LoRARequest
 
-from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.weights.bucket import WeightBucket, unpack
 
 _NAME, _ID = "policy", 1

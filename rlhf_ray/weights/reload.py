@@ -13,7 +13,7 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rlhf_ray.rollout.errors import IncompleteWeights
+from rlhf_ray.rollout.requests import IncompleteWeights
 from rlhf_ray.weights.bucket import WeightBucket, unpack
 
 

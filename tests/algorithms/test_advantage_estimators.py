@@ -5,8 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from rlhf_ray.algorithms.advantages import dr_grpo, gae, grpo, rloo
-from rlhf_ray.algorithms.estimators import ESTIMATORS, EstimatorInput, estimator_named
+from rlhf_ray.algorithms.advantages import ESTIMATORS, EstimatorInput, dr_grpo, estimator_named, gae, grpo, rloo
 from rlhf_ray.algorithms.rewards import token_rewards
 from rlhf_ray.config.algorithm import GROUP_ADVANTAGES, RESPONSE_ADVANTAGES, AlgorithmConfig
 

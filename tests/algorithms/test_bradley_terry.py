@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_ray.algorithms.preference import bradley_terry_loss, centring_penalty, pair_accuracy
+from rlhf_ray.algorithms.preferences import bradley_terry_loss, centring_penalty, pair_accuracy
 
 FP64 = {"dtype": torch.float64}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.algorithms.comparison import wilson, win_rate
+from rlhf_ray.algorithms.statistics import wilson, win_rate
 
 NAN = math.nan
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from rlhf_ray.algorithms.diagnostics import measure_policy, measure_value
-from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
+from rlhf_ray.algorithms.losses import ppo_policy_loss, ppo_value_loss
 from rlhf_ray.algorithms.statistics import Summary, summarise
-from rlhf_ray.algorithms.value_loss import ppo_value_loss
 
 MASK = torch.arange(5) < torch.tensor([5, 1, 3, 0]).unsqueeze(1)
 

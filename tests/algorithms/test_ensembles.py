@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rlhf_ray.algorithms.ensembles import combine, disagreement
+from rlhf_ray.algorithms.reward_quality import combine, disagreement
 
 REWARDS = arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.floats(-5, 5))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlhf_ray.algorithms.corrections import importance_weights
-from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
-from rlhf_ray.algorithms.segments import Segments
+from rlhf_ray.algorithms.losses import ppo_policy_loss
+from rlhf_ray.algorithms.statistics import Segments
 
 
 def test_oracle_12_sequence_weights_make_the_off_policy_gradient_on_policy(tabular_policies) -> None:

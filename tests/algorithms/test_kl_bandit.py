@@ -8,9 +8,8 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.advantages import gae
 from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
-from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
+from rlhf_ray.algorithms.losses import ppo_policy_loss, ppo_value_loss
 from rlhf_ray.algorithms.rewards import token_rewards
-from rlhf_ray.algorithms.value_loss import ppo_value_loss
 
 BETA = 0.5
 ARMS = 8

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_ray.algorithms.kl_control import AdaptiveKL, FixedKL, controller_from_dict
+from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, controller_from_dict
 
 
 def test_oracle_15_adaptive_kl() -> None:

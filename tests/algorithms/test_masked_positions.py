@@ -11,10 +11,15 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.kl import k1, k2, k3, kl_loss
-from rlhf_ray.algorithms.losses import POLICY_LOSSES, Clip, PolicyTokens, policy_loss_named
-from rlhf_ray.algorithms.policy_loss import ppo_policy_loss
-from rlhf_ray.algorithms.segments import Segments
-from rlhf_ray.algorithms.value_loss import ppo_value_loss
+from rlhf_ray.algorithms.losses import (
+    POLICY_LOSSES,
+    Clip,
+    PolicyTokens,
+    policy_loss_named,
+    ppo_policy_loss,
+    ppo_value_loss,
+)
+from rlhf_ray.algorithms.statistics import Segments
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
 JUNK = [math.nan, math.inf, -math.inf, 1e38, -1e38]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_ray.algorithms.overlong import soft_overlong_punishment
+from rlhf_ray.algorithms.rewards import soft_overlong_punishment
 
 
 def by_the_paper(length: int, limit: int, cache: int) -> float:

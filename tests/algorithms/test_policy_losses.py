@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
 from rlhf_ray.algorithms.losses import POLICY_LOSSES, Clip, PolicyTokens, policy_loss_named
-from rlhf_ray.algorithms.segments import Segments
+from rlhf_ray.algorithms.statistics import Segments
 from rlhf_ray.config.algorithm import AlgorithmConfig
 
 LENGTHS = torch.tensor([5, 1, 3, 4])

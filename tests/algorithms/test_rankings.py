@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_ray.algorithms.preference import bradley_terry_loss
 from rlhf_ray.algorithms.preferences import (
     MOST_TIED,
     all_pairs,
+    bradley_terry_loss,
     choice_loss,
     plackett_luce_loss,
     preference_of_ranks,

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from rlhf_ray.algorithms.advantages import reinforce_plus_plus, reinforce_plus_plus_baseline, returns_to_go
 from rlhf_ray.algorithms.kl import k1
-from rlhf_ray.algorithms.reinforce import reinforce_plus_plus, reinforce_plus_plus_baseline, returns_to_go
 from rlhf_ray.algorithms.rewards import token_rewards
 
 MASK = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_ray.algorithms.preference import bradley_terry_loss
+from rlhf_ray.algorithms.preferences import bradley_terry_loss
 from rlhf_ray.algorithms.reliability import MeantLabels, Reliabilities, count_meant, probability_meant
 
 FP64 = {"dtype": torch.float64}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_ray.algorithms.comparison import ordered
 from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, ordered_by
+from rlhf_ray.algorithms.statistics import ordered
 
 
 def test_a_model_that_knows_nothing_has_one_half():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_ray.algorithms.value_loss import ppo_value_loss
+from rlhf_ray.algorithms.losses import ppo_value_loss
 
 
 def loss_and_gradient(value: float, old: float, target: float, clip: float | None, dtype=torch.float64):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_ray.config.reward_model import GroupsConfig, ReliabilityConfig, RewardModelConfig
+from rlhf_ray.config.supervised import GroupsConfig, ReliabilityConfig, RewardModelConfig
 from rlhf_ray.data.datasets import Datasets, Split
 from rlhf_ray.data.labels import pack_elements, pair_of_edit, plan_lesson
 from rlhf_ray.data.limits import LengthLimit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.data.split import is_held_out, split_held_out
+from rlhf_ray.data.datasets import is_held_out, split_held_out
 
 PROMPTS = [({"role": "user", "content": f"question {number}"},) for number in range(2000)]
 

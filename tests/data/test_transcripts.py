@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.data.fields import parse_transcript, split_pair
 from rlhf_ray.data.readers import Source, load
-from rlhf_ray.data.transcripts import parse_transcript, split_pair
 
 HARMLESS = Path(__file__).parents[2].parent / "shared" / "data" / "hh-rlhf-harmless" / "pairs.jsonl"
 

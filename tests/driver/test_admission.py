@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rlhf_ray.driver.admission import Admission, GroupAssembler, TooManyDrops
+from rlhf_ray.driver.buffer import Admission, GroupAssembler, TooManyDrops
 
 
 class AdmissionMachine(RuleBasedStateMachine):

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.algorithms.kl_control import FixedKL
-from rlhf_ray.driver.admission import Admission, TooManyDrops
-from rlhf_ray.driver.buffer import ExperienceBuffer
-from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.algorithms.kl import FixedKL
+from rlhf_ray.driver.buffer import Admission, ExperienceBuffer, TooManyDrops
+from rlhf_ray.driver.checkpointer import TrainingState
 
 GROUPS, SAMPLES, BATCHES = 3, 2, 4
 

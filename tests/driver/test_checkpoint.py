@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.algorithms.kl_control import AdaptiveKL, FixedKL
+from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.driver import checkpointer
-from rlhf_ray.driver.checkpointer import RunState, load_state, newest
-from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.checkpointer import RunState, TrainingState, load_state, newest
 from rlhf_ray.runs import atomic_checkpoint
 from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
 

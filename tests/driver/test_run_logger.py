@@ -9,17 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_ray.config.alerts import AlertsConfig
-from rlhf_ray.config.kl import KLConfig
+from rlhf_ray.config.algorithm import KLConfig
+from rlhf_ray.config.telemetry import AlertsConfig
+from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.run_logger import Journal
-from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.driver.training_batch import Prepared, collate
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.report import write_report
 from rlhf_ray.runs.events import EventLog, read_events
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runs.status import read_status
-from rlhf_ray.telemetry.alert_log import raised_alerts
+from rlhf_ray.telemetry.alerts import raised_alerts
 
 CONFIG = AlertsConfig(kl=4.0, patience=2)
 

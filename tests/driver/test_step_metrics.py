@@ -11,8 +11,8 @@ import torch
 from rlhf_ray.algorithms.diagnostics import PolicyDiagnostics, ValueDiagnostics
 from rlhf_ray.algorithms.statistics import summarise
 from rlhf_ray.config.algorithm import KLConfig
-from rlhf_ray.driver.metrics import step_metrics
-from rlhf_ray.driver.state import TrainingState
+from rlhf_ray.driver.checkpointer import TrainingState
+from rlhf_ray.driver.run_logger import step_metrics
 from rlhf_ray.driver.training_batch import Prepared, collate
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.telemetry.names import METRICS, describe

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.batch import Batch
-from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.config.shaping import OverlongConfig
+from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig, OverlongConfig
 from rlhf_ray.driver import preparation
 from rlhf_ray.driver.training_batch import Prepared, collate, minibatches, shaped_scores
 from rlhf_ray.types import Experience

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from rlhf_ray.config.environment import EnvironmentConfig
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.environments.base import EnvironmentFailed, Step
 from rlhf_ray.environments.runner import EpisodeRunner

@@ -11,8 +11,8 @@ import torch
 from rlhf_ray.algorithms.advantages import gae
 from rlhf_ray.batch import pad
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward import ScorerConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.driver.training_batch import collate, prepare
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.models.heads import TokenLogprobs

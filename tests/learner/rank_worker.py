@@ -9,12 +9,10 @@ from torch import nn
 
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig, ShardingConfig
-from rlhf_ray.config.lora import LoraConfig
-from rlhf_ray.config.reward_model import RewardModelConfig
+from rlhf_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig, ShardingConfig
+from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.learner import engine
-from rlhf_ray.learner.adversarial_objective import discriminator_objective
-from rlhf_ray.learner.objectives import Objective, policy_objective
+from rlhf_ray.learner.objectives import Objective, discriminator_objective, policy_objective
 from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.micro_batches import plan_micro_batches

@@ -15,13 +15,13 @@ import ray
 from rlhf_ray.batch import pack_sequences
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
+from rlhf_ray.config.section import Workers
+from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
 from rlhf_ray.driver.run_logger import Journal
-from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.driver.training_batch import collate
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.learner import engine

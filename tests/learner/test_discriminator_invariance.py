@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from rlhf_ray.batch import Batch
-from rlhf_ray.driver.extras.replay import scored_at_end, told_apart
+from rlhf_ray.driver.extras.discriminator import scored_at_end, told_apart
 from tests.learner.rank_worker import DiscriminatorRankWorker
 
 ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.discriminator import DiscriminatorConfig
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.driver.extras.discriminator import Imitation
+from rlhf_ray.config.teacher import DiscriminatorConfig
+from rlhf_ray.driver.extras.discriminator import Imitation, scored_at_end, told_apart
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
-from rlhf_ray.driver.extras.replay import scored_at_end, told_apart
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.models.loading import load_reward_model

@@ -10,8 +10,7 @@ import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.config.shaping import PtxConfig
+from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig, PtxConfig
 from rlhf_ray.driver.extras.ptx import with_demonstrations
 from tests.learner.rank_worker import ALGORITHM, RankWorker, ragged_batch
 

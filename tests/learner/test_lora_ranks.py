@@ -10,8 +10,7 @@ import ray
 import torch
 
 from rlhf_ray.batch import Batch
-from rlhf_ray.config.learner import LearnerConfig, OptimizerConfig, ShardingConfig
-from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig, ShardingConfig
 from rlhf_ray.learner import engine
 from rlhf_ray.learner.sharded_model import ShardedModel
 from tests.learner.rank_worker import RankWorker, ragged_batch

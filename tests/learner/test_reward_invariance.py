@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from rlhf_ray.batch import Batch, pack_sequences
-from rlhf_ray.config.reward_model import GroupsConfig, RewardModelConfig
+from rlhf_ray.config.supervised import GroupsConfig, RewardModelConfig
 from tests.learner.rank_worker import RewardRankWorker
 
 ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_ray.batch import Batch, ModelInput, pack_sequences, pad
-from rlhf_ray.config.reward_model import GroupsConfig, ReliabilityConfig, RewardModelConfig
+from rlhf_ray.config.supervised import GroupsConfig, ReliabilityConfig, RewardModelConfig
 from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.reward_heads import RewardHeads

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.config.lora import LoraConfig
-from rlhf_ray.models.loading import load_causal_lm
+from rlhf_ray.config.learner import LoraConfig
+from rlhf_ray.models.loading import load_causal_lm, save_pretrained
 from rlhf_ray.models.lora import (
     NotAdaptable,
     adapter_weights,
@@ -23,7 +23,6 @@ from rlhf_ray.models.lora import (
     weights_of,
     without_adapters,
 )
-from rlhf_ray.models.saving import save_pretrained
 
 CONFIG = LoraConfig(rank=4, alpha=6.0)
 TOKENS = torch.arange(3, 40)[None]

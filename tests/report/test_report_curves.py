@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_ray.report.curves import MAX_POINTS, curve, stacked, windows
-from rlhf_ray.report.faults import with_faults
-from rlhf_ray.report.figures import compact, duration, figure, ticks
+from rlhf_ray.report.curves import MAX_POINTS, compact, curve, duration, figure, stacked, ticks, windows, with_faults
 from rlhf_ray.report.table import Table
 from rlhf_ray.telemetry.names import FAULTS
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pydantic import SecretStr
 
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward import RewardConfig, RewardFunctionSource
+from rlhf_ray.config.section import Workers
 from rlhf_ray.models.loading import load_scalar_model, load_tokenizer
 from rlhf_ray.rewards.workers import RewardWorker
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.judge import meetings
 from rlhf_ray.types import Score
 from tests.rewards.services import Answer, Request, completion, mark, quoted, serve, verdict

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from rlhf_ray.rewards.errors import RewardError, ServiceError
-from rlhf_ray.rewards.judge_cache import AnswerCache, question_key
+from rlhf_ray.rewards.answers import RewardError, ServiceError
+from rlhf_ray.rewards.judge import AnswerCache, question_key
 from tests.rewards.services import Answer, completion, serve, verdict
 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from rlhf_ray.rewards.judge_cache import AnswerCache
+from rlhf_ray.rewards.judge import AnswerCache
 
 async def write(cache, who):
     for number in range(150):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.http import LONGEST_WAIT_S, read_keys
 from rlhf_ray.types import Score
 from tests.rewards.services import Answer, Request, completion, mark, serve, verdict

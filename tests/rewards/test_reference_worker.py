@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward import ScorerConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.rewards.workers import ReferenceWorker
 from rlhf_ray.types import Rollout
 

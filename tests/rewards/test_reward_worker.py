@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward import RewardConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.models.loading import load_reward_model, load_scalar_model
 from rlhf_ray.models.reward_heads import RewardHeads
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.sources import NARROWING_CALLS, resolve_function
 from rlhf_ray.rewards.workers import RewardWorker
 from rlhf_ray.types import Score

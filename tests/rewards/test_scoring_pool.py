@@ -7,9 +7,9 @@ import asyncio
 import pytest
 import ray
 
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.reward import RewardConfig, RewardFunctionSource
-from rlhf_ray.rewards.errors import RewardError
+from rlhf_ray.config.section import Workers
+from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.pool import ScoringPool
 from rlhf_ray.rewards.workers import RewardWorker
 

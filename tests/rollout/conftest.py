@@ -14,8 +14,8 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from rlhf_ray.config.resources import Workers
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig, WeightChannelConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.workers import WorkerEvent
 from rlhf_ray.types import Prompt, RolloutRequest, rollout_seed

@@ -13,12 +13,12 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.config.lora import LoraConfig
-from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, WeightChannelConfig
+from rlhf_ray.config.section import Workers
 from rlhf_ray.models.lora import adapter_weights, add_adapters
-from rlhf_ray.rollout.errors import NoWorkerLeft
 from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.requests import NoWorkerLeft
 from rlhf_ray.weights.bucket import WeightBucket, pack
 
 if TYPE_CHECKING:

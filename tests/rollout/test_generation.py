@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray.config.rollout import SamplingConfig
-from rlhf_ray.rollout.errors import EngineBusy, PromptRefused
+from rlhf_ray.rollout.requests import EngineBusy, PromptRefused
 from rlhf_ray.types import Prompt, RolloutRequest
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.rollout.membership import Happening, State, transition
+from rlhf_ray.rollout.workers import Happening, State, transition
 
 
 @given(st.lists(st.sampled_from(list(Happening)), max_size=12))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlhf_ray.config.rollout import RolloutConfig, WeightChannelConfig
-from rlhf_ray.weights.channels import make_channel
 from rlhf_ray.weights.native import NativeTransferUnavailable, TransferPlan, _weight_source
+from rlhf_ray.weights.sync import make_channel
 
 _PLAN = dict(
     workers=(None, None, None), tensor_parallel=2, master_address="10.0.0.1", master_port=4000, bucket_bytes=99

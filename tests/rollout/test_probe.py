@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_ray.config.rollout import RolloutConfig, WeightChannelConfig
-from rlhf_ray.weights.probe import disagreement, probe_sequence
+from rlhf_ray.weights.sync import disagreement, probe_sequence
 
 _FP32 = RolloutConfig(weights=WeightChannelConfig(probe_tolerance=1e-3))
 _BF16 = RolloutConfig(dtype="bfloat16", weights=WeightChannelConfig(probe_tolerance=0.05))

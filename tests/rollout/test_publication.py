@@ -12,8 +12,8 @@ import pytest
 import ray
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.rollout.errors import NoWorkerLeft, TornWeights
-from rlhf_ray.rollout.membership import State
+from rlhf_ray.rollout.requests import NoWorkerLeft, TornWeights
+from rlhf_ray.rollout.workers import State
 from rlhf_ray.types import RolloutRequest
 from rlhf_ray.weights.bucket import pack
 

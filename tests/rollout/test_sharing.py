@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.rollout.sharing import share
+from rlhf_ray.rollout.dispatch import share
 
 
 @given(

@@ -15,9 +15,9 @@ import ray
 import torch
 
 from rlhf_ray.config.rollout import SamplingConfig
-from rlhf_ray.rollout.errors import EngineFailed, NoWorkerLeft
-from rlhf_ray.rollout.membership import State
+from rlhf_ray.rollout.requests import EngineFailed, NoWorkerLeft
 from rlhf_ray.rollout.worker import RolloutWorker
+from rlhf_ray.rollout.workers import State
 from rlhf_ray.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_ray.config.resources import Workers
+from rlhf_ray.config.section import Workers
 from rlhf_ray.runtime.placement import NotEnoughResources, Placement, plan_placement
 
 

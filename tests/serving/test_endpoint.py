@@ -30,10 +30,10 @@ from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.serving.deploying import NotStarted, RouteTaken
 from rlhf_ray.serving.endpoint import Endpoint, EndpointTaken, NoEndpoint
 from rlhf_ray.serving.gateway import HEADER
-from rlhf_ray.serving.keys import digest
+from rlhf_ray.serving.guard import digest
 from rlhf_ray.serving.versions import Version, VersionError, Versions
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.exported import OF_SERVING
+from rlhf_ray.telemetry.prometheus import OF_SERVING
 from tests.exporter import names_of, scrape
 
 KEY = "a-key-of-the-test-suite"

@@ -9,8 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from rlhf_ray.config.serving import LimitsConfig
-from rlhf_ray.serving.guard import Guard
-from rlhf_ray.serving.keys import KeysError, digest, new_key, read_keys
+from rlhf_ray.serving.guard import Guard, KeysError, digest, new_key, read_keys
 
 pytestmark = pytest.mark.anyio
 

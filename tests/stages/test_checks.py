@@ -11,7 +11,7 @@ from rlhf_ray.config import ConfigError, RunConfig, parse_config
 from rlhf_ray.models.loading import NotAModel, load_reward_model, load_tokenizer
 from rlhf_ray.models.reward_heads import RewardHeads, RewardModelMismatch
 from rlhf_ray.models.tiny import build_tiny_model
-from rlhf_ray.rewards.errors import ServiceError
+from rlhf_ray.rewards.answers import ServiceError
 from rlhf_ray.stages import checks
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_ray.algorithms.comparison import wilson
+from rlhf_ray.algorithms.statistics import wilson
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.stages.evaluation import (
     Answers,

@@ -12,9 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
-from rlhf_ray.driver.checkpointer import load_state
+from rlhf_ray.driver.checkpointer import TrainingState, load_state
 from rlhf_ray.driver.run_logger import NO_SIGNAL, Journal
-from rlhf_ray.driver.state import TrainingState
 from rlhf_ray.runs.events import read_events
 from rlhf_ray.runs.ledger import LedgerEntry, read_ledger
 from rlhf_ray.runs.metrics import read_metrics

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import pytest
 from pydantic import ValidationError
 
-from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.config.telemetry import AlertsConfig
 from rlhf_ray.runs.events import EventLog, read_events
 from rlhf_ray.runs.run_folder import RunFolder
-from rlhf_ray.telemetry.alert_log import AlertLog, raised_alerts
-from rlhf_ray.telemetry.alerts import Alert, Record, WatchState, advance, replayed
+from rlhf_ray.telemetry.alerts import Alert, AlertLog, Record, WatchState, advance, raised_alerts, replayed
 
 CONFIG = AlertsConfig()
 NAMES = {

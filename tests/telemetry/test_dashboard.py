@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from cluster.monitoring.make_dashboard import dashboard, metrics_of
-from rlhf_ray.config.alerts import AlertsConfig
+from rlhf_ray.config.telemetry import AlertsConfig
 from rlhf_ray.runs.events import EventLog
 from rlhf_ray.runs.metrics import MetricsLog
 from rlhf_ray.runs.run_folder import RunFolder
-from rlhf_ray.telemetry.alert_log import AlertLog
-from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
+from rlhf_ray.telemetry.alerts import AlertLog
 from rlhf_ray.telemetry.names import EVERY, FAMILIES, METRICS, PPO, exported_name
+from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING
 from tests.exporter import names_of, scrape
 
 ROOT = Path(__file__).parents[2]

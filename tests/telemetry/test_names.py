@@ -13,9 +13,9 @@ from rlhf_ray.algorithms.reliability import MeantLabels
 from rlhf_ray.algorithms.statistics import summarise
 from rlhf_ray.learner.objectives import LanguageDiagnostics
 from rlhf_ray.learner.reward_objectives import ComparisonDiagnostics, ScoreDiagnostics
-from rlhf_ray.rewards.usage import Usage
-from rlhf_ray.telemetry.exported import OF_RUNS, OF_SERVING
+from rlhf_ray.rewards.http import Usage
 from rlhf_ray.telemetry.names import FAMILIES, METRICS, exported_name, known
+from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,8 +4,13 @@ After AlpacaFarm (arXiv 2305.14387). Whoever trains on its labels sees only labe
 what an answer is really worth, and `pair_accuracy_ceiling` how well the labels could be predicted at all.
 """
 
-from rlhf_ray.data.simulator.annotators import PANEL, Annotator, draw_panel, population_preference
-from rlhf_ray.data.simulator.ceiling import pair_accuracy_ceiling
+from rlhf_ray.data.simulator.annotators import (
+    PANEL,
+    Annotator,
+    draw_panel,
+    pair_accuracy_ceiling,
+    population_preference,
+)
 from rlhf_ray.data.simulator.generate import SimulatedData, Sizes, simulate
 from rlhf_ray.data.simulator.hidden_utility import Features, Utility, features, utility, utility_reward
 

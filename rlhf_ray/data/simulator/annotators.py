@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
+from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator.answers import CARELESS, EXPERT, ORDINARY, Skill
 from rlhf_ray.data.simulator.hidden_utility import Features, features, utility_of
 
@@ -131,3 +132,18 @@ def population_preference(
     """Probability that somebody drawn from the panel chooses the first text."""
     one, other = features(metadata, first), features(metadata, second)
     return sum(annotator.prefers(one, other) for annotator in panel) / len(panel)
+
+
+def pair_accuracy_ceiling(pairs: Sequence[Pair], panel: Sequence[Annotator] = PANEL) -> float:
+    """Best expected accuracy on `pairs` of a predictor that does not know who labelled: the mean of max(p, 1 - p).
+
+    p is the probability that a member of the panel chooses as the label says. Raises ValueError where there is no pair,
+    and KeyError where a pair's metadata is not the simulator's.
+    """
+    if not pairs:
+        raise ValueError("the ceiling of no pairs is undefined: give at least one pair")
+    chances = [
+        population_preference(pair.metadata, pair.chosen[-1]["content"], pair.rejected[-1]["content"], panel)
+        for pair in pairs
+    ]
+    return sum(max(chance, 1 - chance) for chance in chances) / len(chances)

@@ -14,8 +14,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rlhf_ray.report.live.pages import SHELL, Page
-from rlhf_ray.report.shell import fill
-from rlhf_ray.serving.keys import digest
+from rlhf_ray.report.page import fill
+from rlhf_ray.serving.guard import digest
 
 COOKIE = "rlhf_ray_key"
 PARAMETER = "key"

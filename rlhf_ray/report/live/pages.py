@@ -17,9 +17,8 @@ from pathlib import Path
 from rlhf_ray.report.charts import SERIES_COLOURS
 from rlhf_ray.report.comparison import render_comparison
 from rlhf_ray.report.live.runs import Runs
-from rlhf_ray.report.page import render
+from rlhf_ray.report.page import Shell, fill, render
 from rlhf_ray.report.reader import RunReader
-from rlhf_ray.report.shell import Shell, fill
 from rlhf_ray.runs.run_folder import RunFolder
 
 _FOLDER = Path(__file__).parent

@@ -15,7 +15,7 @@ from ray import serve
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.report.live.app import LOOPBACK, build_app
-from rlhf_ray.serving.keys import digest, new_key, read_keys
+from rlhf_ray.serving.guard import digest, new_key, read_keys
 
 NAME = "rlhf-ray-watch"
 """Begins the names of its Serve applications; where they are ends them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.config.publishing import PublishingConfig
+from rlhf_ray.config.serving import PublishingConfig
 from rlhf_ray.driver.extras.endpoint_publishing import Candidate, NotDeployed, Publishing
 from rlhf_ray.runs.events import EventLog, read_events
 

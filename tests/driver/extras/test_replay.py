@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.batch import Batch
-from rlhf_ray.driver.extras.replay import Replay, discriminator_batches, scored_at_end, told_apart
+from rlhf_ray.driver.extras.discriminator import Replay, discriminator_batches, scored_at_end, told_apart
 
 
 def numbered(first: int, count: int) -> Batch:

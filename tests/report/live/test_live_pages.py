@@ -14,7 +14,7 @@ from rlhf_ray.report.live.app import build_app
 from rlhf_ray.report.reader import RunReader
 from rlhf_ray.runs.events import EventLog
 from rlhf_ray.runs.run_folder import RunFolder
-from rlhf_ray.serving.keys import digest
+from rlhf_ray.serving.guard import digest
 
 KEY = "a-key-of-the-test-suite"
 

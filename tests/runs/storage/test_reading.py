@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from rlhf_ray.runs import atomic_checkpoint
 from rlhf_ray.cli import app
-from rlhf_ray.serving.target import version_of
+from rlhf_ray.serving.deploying import version_of
 from rlhf_ray.serving.versions import Version
 from rlhf_ray.runs.storage.folders import NotWhole, copy_here, put_folder
 from rlhf_ray.runs.storage.location import copy_of, portable, working_folder
