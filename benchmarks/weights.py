@@ -123,8 +123,8 @@ async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repe
     await learner.probe_logprobs(np.arange(32, dtype=np.int32))  # what a first forward pass takes is not publication
     with Memory({"learner": await learner.ranks[0].pid.remote(), "worker": pool.members[0].info.pid}) as memory:
         for version in (1, 2, 3):
-            await pool.publish(version, learner)
-    whole = [await timed(pool.publish(4 + number, learner)) for number in range(repeats)]
+            await pool.sync_weights(version, learner)
+    whole = [await timed(pool.sync_weights(4 + number, learner)) for number in range(repeats)]
     parts = [await by_part(learner, pool, 3 + repeats, bucket_mib) for _ in range(repeats)]
     await pool.close()
     learner.close()

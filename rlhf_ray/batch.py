@@ -30,7 +30,7 @@ class Batch:
     """float32 [M]: loss = Σ weights·token loss, over the global batch."""
     old_logprobs: np.ndarray | None = None
     """float32 [M], nats: the policy before this update (π_old); None: the first pass of the update is it."""
-    behaviour_logprobs: np.ndarray | None = None
+    rollout_logprobs: np.ndarray | None = None
     """float32 [M], nats: the engine that sampled (μ)."""
     reference_logprobs: np.ndarray | None = None
     """float32 [M], nats: the frozen reference."""

@@ -36,7 +36,7 @@ def bounded_exp(log_ratio: Tensor) -> Tensor:
 
 def importance_weights(
     proximal_logprobs: Tensor,
-    behaviour_logprobs: Tensor,
+    rollout_logprobs: Tensor,
     mask: Tensor,
     *,
     level: Literal["token", "sequence"] = "token",
@@ -49,7 +49,7 @@ def importance_weights(
 
     Args:
         proximal_logprobs: of the policy that the update starts from, computed by the learner.
-        behaviour_logprobs: of whatever sampled the tokens.
+        rollout_logprobs: of whatever sampled the tokens.
         level: `token` weighs each token by its own ratio (low variance, biased); `sequence` weighs all tokens of a
             sequence by the product of its ratios (the exact correction, high variance).
         bound: `truncate` cuts weights to at most `upper`; `mask` sets weights outside [lower, upper] to zero.
@@ -60,7 +60,7 @@ def importance_weights(
     """
     _check(level, bound, upper, lower)
     valid = mask.bool()
-    log_ratio = masked_log_ratio(proximal_logprobs.detach(), behaviour_logprobs.detach(), valid)
+    log_ratio = masked_log_ratio(proximal_logprobs.detach(), rollout_logprobs.detach(), valid)
     if level == "sequence":
         segments = segments if segments is not None else Segments.rows(valid)
         log_ratio = segments.spread(segments.sum(log_ratio))

@@ -80,7 +80,7 @@ def ppo_policy_loss(
 def decoupled_ppo_policy_loss(
     logprobs: Tensor,
     proximal_logprobs: Tensor,
-    behaviour_logprobs: Tensor,
+    rollout_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
@@ -97,7 +97,7 @@ def decoupled_ppo_policy_loss(
     surrogate = ppo_policy_loss(
         logprobs, proximal_logprobs, advantages, mask, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
     )
-    return surrogate.weighted(importance_weights(proximal_logprobs, behaviour_logprobs, mask, upper=math.inf))
+    return surrogate.weighted(importance_weights(proximal_logprobs, rollout_logprobs, mask, upper=math.inf))
 
 
 def cispo_policy_loss(
@@ -203,7 +203,7 @@ class PolicyTokens:
     """Of the policy being trained; the only one with a gradient."""
     old_logprobs: Tensor
     """Of the policy that the update starts from."""
-    behaviour_logprobs: Tensor
+    rollout_logprobs: Tensor
     """Of the engine that sampled."""
     advantages: Tensor
     mask: Tensor
@@ -227,7 +227,7 @@ class PolicyLossKind:
     has_dual_clip: bool = False
     of_sequences: bool = False
     """Its ratio is of whole sequences, and its objective a mean over them."""
-    corrects_behaviour: bool = False
+    corrects_rollout_policy: bool = False
     """It weighs by what sampled the tokens itself."""
 
 
@@ -247,7 +247,7 @@ def _ppo(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
 
 def _decoupled_ppo(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
     return decoupled_ppo_policy_loss(
-        tokens.logprobs, tokens.old_logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.mask,
+        tokens.logprobs, tokens.old_logprobs, tokens.rollout_logprobs, tokens.advantages, tokens.mask,
         clip_low=clip.low, clip_high=clip.high, dual_clip=clip.dual,
     )  # fmt: skip
 
@@ -270,7 +270,7 @@ def _of_sequences(loss: Callable[..., PolicyLoss]) -> Callable[[PolicyTokens, Cl
 
 POLICY_LOSSES = {
     "ppo": PolicyLossKind(_ppo, has_dual_clip=True),
-    "decoupled_ppo": PolicyLossKind(_decoupled_ppo, has_dual_clip=True, corrects_behaviour=True),
+    "decoupled_ppo": PolicyLossKind(_decoupled_ppo, has_dual_clip=True, corrects_rollout_policy=True),
     "cispo": PolicyLossKind(_cispo),
     "gspo": PolicyLossKind(_of_sequences(gspo_policy_loss), of_sequences=True),
     "gspo_token": PolicyLossKind(_of_sequences(gspo_token_policy_loss), of_sequences=True),

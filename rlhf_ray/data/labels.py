@@ -46,7 +46,7 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LabelEncoder:
     """What is learned from the training records, and how their labels are written down."""
 
     heads: RewardHeads
@@ -87,7 +87,7 @@ class Lesson:
         return Element(sequences, labels, record.weight, record.group, record.annotator)
 
 
-def plan_lesson(config: RewardModelConfig, train: Sequence[Feedback]) -> Lesson:
+def plan_lesson(config: RewardModelConfig, train: Sequence[Feedback]) -> LabelEncoder:
     """What there is to learn.
 
     Raises:
@@ -96,9 +96,9 @@ def plan_lesson(config: RewardModelConfig, train: Sequence[Feedback]) -> Lesson:
     groups = _groups(config, train)
     annotators = sorted({r.annotator for r in train if r.annotator is not None}) if config.reliability else ()
     if config.kind != "scores":
-        return Lesson(RewardHeads({"reward": 1.0}, groups), tuple(annotators))
+        return LabelEncoder(RewardHeads({"reward": 1.0}, groups), tuple(annotators))
     scales = tuple(_scale(aspect, train) for aspect in config.aspects)
-    return Lesson(RewardHeads(config.aspects, groups), scales=scales)
+    return LabelEncoder(RewardHeads(config.aspects, groups), scales=scales)
 
 
 def pair_of_edit(edit: Edit) -> Pair:
@@ -139,7 +139,7 @@ def decided_comparisons(batch: Batch, kind: str) -> tuple[np.ndarray, np.ndarray
     return np.where(forward, first, second), np.where(forward, second, first)
 
 
-def _said(record: Feedback, lesson: Lesson) -> tuple[tuple[Messages, ...], Iterator[tuple[float, ...]]]:
+def _said(record: Feedback, lesson: LabelEncoder) -> tuple[tuple[Messages, ...], Iterator[tuple[float, ...]]]:
     """The responses that a label is about, and what it says of each."""
     if isinstance(record, Pair):
         said = (record.preference, record.margin or 0.0)

@@ -76,7 +76,7 @@ class Admission:
         self.running -= 1
         return True
 
-    def publish(self, version: int) -> None:
+    def advance_version(self, version: int) -> None:
         """A new policy version is with the rollout workers."""
         self.version = version
         self.dropped_since_batch = 0
@@ -88,7 +88,7 @@ class TooManyDrops(InputError, RuntimeError):
 
 
 @dataclass
-class GroupAssembler:
+class GroupCollector:
     """Collects the samples of each prompt until a group is complete.
 
     Invariant: every group ends exactly once, as complete or as dropped; what arrives for a dropped group is ignored.
@@ -137,7 +137,7 @@ class ExperienceBuffer:
     ) -> None:
         """`has_signal` says of a complete group whether there is anything to learn from it."""
         self.admission, self._has_signal = admission, has_signal
-        self._assembler = GroupAssembler(samples_per_prompt)
+        self._assembler = GroupCollector(samples_per_prompt)
         self._ready: dict[int, list[Experience]] = {}
         self._index: dict[str, int] = {}
         self._changed = asyncio.Condition()
@@ -190,8 +190,8 @@ class ExperienceBuffer:
             chosen = sorted(self._ready)[:groups]
             return [experience for index in chosen for experience in self._ready.pop(index)]
 
-    async def publish(self, version: int) -> None:
+    async def advance_version(self, version: int) -> None:
         """Tell admission that the workers have a new policy."""
         async with self._changed:
-            self.admission.publish(version)
+            self.admission.advance_version(version)
             self._changed.notify_all()

@@ -15,13 +15,13 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver.buffer import ExperienceBuffer
 from rlhf_ray.driver.checkpointer import TrainingState
-from rlhf_ray.driver.extras.discriminator import Imitation, Judgement
+from rlhf_ray.driver.extras.discriminator import Discriminator, DiscriminatorOutput
 from rlhf_ray.driver.extras.endpoint_publishing import Publishing
 from rlhf_ray.driver.extras.ptx import DemonstrationSource, per_step, with_demonstrations
 from rlhf_ray.driver.prompts import PromptSource
-from rlhf_ray.driver.run_logger import Journal
-from rlhf_ray.driver.token_batches import TokenBatches
-from rlhf_ray.driver.training_batch import Prepared, collate, minibatches, prepare, shaped_scores
+from rlhf_ray.driver.run_logger import RunLogger
+from rlhf_ray.driver.token_batches import TokenBatcher
+from rlhf_ray.driver.training_batch import TrainingBatch, collate, minibatches, prepare, shaped_scores
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.learner.deepspeed_engine import learning_rate
@@ -40,10 +40,10 @@ class PpoLoop:
         roles: Roles,
         prompts: PromptSource,
         state: TrainingState,
-        journal: Journal,
+        journal: RunLogger,
         seed: int,
         demonstrations: DemonstrationSource | None = None,
-        imitation: Imitation | None = None,
+        imitation: Discriminator | None = None,
         stop: StopRequest | None = None,
         publishing: Publishing | None = None,
     ) -> None:
@@ -98,7 +98,7 @@ class PpoLoop:
     async def produce(self, requests: Sequence[RolloutRequest]) -> None:
         """Generate, and score whatever is ready as soon as it fills a scoring batch."""
         group = self.config.samples_per_prompt if self.config.reward.needs_groups else 1
-        ready = TokenBatches(self.config.reward.batch_tokens, group)
+        ready = TokenBatcher(self.config.reward.batch_tokens, group)
         async with asyncio.TaskGroup() as scoring:
             with self.journal.timer("rollout"):
                 async with aclosing(self.roles.episodes.run(requests)) as rollouts:
@@ -149,7 +149,7 @@ class PpoLoop:
                 self.update(prepared), self.imitate(experiences, judgement)
             )
             with self.journal.timer("publication"):
-                await self.roles.pool.publish(self.state.step + 1, self.roles.policy)
+                await self.roles.pool.sync_weights(self.state.step + 1, self.roles.policy)
             offered = await self.offer(self.state.step + 1)
             services = await self.roles.service_metrics()
             # From here to the ledger's line nothing else runs: both know the same groups as given up.
@@ -158,7 +158,7 @@ class PpoLoop:
             )
             last = self.state.step == self.config.steps
             if not last:
-                await self.buffer.publish(self.state.step)
+                await self.buffer.advance_version(self.state.step)
             beside = services | imitated | offered
             self.journal.record(self.state, experiences, prepared, policy_results, value_results, beside)
             if last or self.state.step % self.config.checkpoint.every == 0:
@@ -186,7 +186,7 @@ class PpoLoop:
         with self.journal.timer("evaluation"):
             return await self.publishing.offer(step)
 
-    async def judge(self, experiences: Sequence[Experience]) -> tuple[Sequence[Experience], Judgement | None]:
+    async def judge(self, experiences: Sequence[Experience]) -> tuple[Sequence[Experience], DiscriminatorOutput | None]:
         """The batch with the discriminator's part of the reward, and what it said; as it is where there is none."""
         if self.imitation is None:
             return experiences, None
@@ -194,14 +194,16 @@ class PpoLoop:
             judgement = await self.imitation.judge(experiences, self.state.step)
         return self.imitation.rewarded(experiences, judgement), judgement
 
-    async def imitate(self, experiences: Sequence[Experience], judgement: Judgement | None) -> dict[str, float]:
+    async def imitate(
+        self, experiences: Sequence[Experience], judgement: DiscriminatorOutput | None
+    ) -> dict[str, float]:
         """The discriminator learns from the batch that it has judged; its metrics."""
         if judgement is None:
             return {}
         with self.journal.timer("discriminator"):
             return await self.imitation.learn(experiences, judgement, self.state.step)
 
-    async def prepare(self, experiences: Sequence[Experience]) -> Prepared:
+    async def prepare(self, experiences: Sequence[Experience]) -> TrainingBatch:
         """Old log-probabilities and values from the learners, then advantages over the global batch."""
         with self.journal.timer("preparation"):
             batch = collate(experiences)
@@ -220,7 +222,7 @@ class PpoLoop:
             teaching = self.config.teacher.coefficient if self.roles.teacher else 0.0
             return prepare(experiences, batch, self.config.algorithm, self.state.kl.beta, limit, teaching)
 
-    async def update(self, prepared: Prepared) -> tuple[list[StepResult], list[StepResult]]:
+    async def update(self, prepared: TrainingBatch) -> tuple[list[StepResult], list[StepResult]]:
         """All optimizer steps of a batch, policy and value model at the same time."""
         config, policy_results, value_results = self.config, [], []
         parts = minibatches(

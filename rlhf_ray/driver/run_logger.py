@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.config.telemetry import AlertsConfig, WandbConfig
 from rlhf_ray.driver import checkpointer
 from rlhf_ray.driver.checkpointer import TrainingState
-from rlhf_ray.driver.extras.discriminator import Imitation
-from rlhf_ray.driver.training_batch import Prepared
+from rlhf_ray.driver.extras.discriminator import Discriminator
+from rlhf_ray.driver.training_batch import TrainingBatch
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.rollout.pool import WorkerEvent
@@ -35,7 +35,7 @@ from rlhf_ray.types import Experience
 def step_metrics(
     state: TrainingState,
     experiences: Sequence[Experience],
-    prepared: Prepared,
+    prepared: TrainingBatch,
     policy: Sequence[StepResult],
     value: Sequence[StepResult],
     times: Mapping[str, float],
@@ -67,7 +67,7 @@ def step_metrics(
     if prepared.kl is not None:
         metrics["kl/sequence"] = prepared.kl
     if prepared.batch.old_logprobs is not None:
-        differences = np.abs(prepared.batch.old_logprobs - prepared.batch.behaviour_logprobs)
+        differences = np.abs(prepared.batch.old_logprobs - prepared.batch.rollout_logprobs)
         metrics["engine/logprob_difference_mean"] = float(differences.mean())
         metrics["engine/logprob_difference_max"] = float(differences.max())
     metrics |= _learner_metrics("policy", policy) | _learner_metrics("value", value)
@@ -101,7 +101,7 @@ _BUSY = {
 _EVENT_KINDS: dict[str, EventKind] = {"started": "join", "stale": "fault", "died": "departure", "redispatched": "fault"}
 
 
-class Journal:
+class RunLogger:
     """Opened at step `resume_step` (None: a new run); everything after that step is removed. A context manager."""
 
     def __init__(
@@ -130,7 +130,7 @@ class Journal:
         self.samples = self._stack.enter_context(SampleLog(folder.samples, resume_step))
         self.progress = StageProgress(folder.name, "ppo", steps, completed=resume_step or 0)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLogger:
         self._stack.enter_context(self.progress)
         return self
 
@@ -141,7 +141,7 @@ class Journal:
         self,
         state: TrainingState,
         experiences: Sequence[Experience],
-        prepared: Prepared,
+        prepared: TrainingBatch,
         policy: Sequence[StepResult],
         value: Sequence[StepResult],
         beside: Mapping[str, float],
@@ -168,7 +168,7 @@ class Journal:
         """A group without signal was replaced by another; common, so in the ledger only."""
         self.ledger.drop(prompt_id, NO_SIGNAL)
 
-    async def checkpoint(self, state: TrainingState, roles: Roles, imitation: Imitation | None = None) -> Path:
+    async def checkpoint(self, state: TrainingState, roles: Roles, imitation: Discriminator | None = None) -> Path:
         """Write a checkpoint of everything that the run needs to go on."""
         self.metrics.sync()
 

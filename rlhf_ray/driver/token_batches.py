@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rlhf_ray.types import Rollout
 
 
-class TokenBatches:
+class TokenBatcher:
     """Collects rollouts until they hold `budget` tokens."""
 
     def __init__(self, budget: int, group: int = 1) -> None:
@@ -42,7 +42,7 @@ class TokenBatches:
 def spread(rollouts: Sequence[Rollout], budget: int, workers: int) -> list[list[Rollout]]:
     """Rollouts that are there at once, in their order, in batches of about `budget` tokens, or of a worker's equal share."""
     tokens = sum(map(tokens_of, rollouts))
-    collector = TokenBatches(min(budget, math.ceil(tokens / workers)))
+    collector = TokenBatcher(min(budget, math.ceil(tokens / workers)))
     batches = [collector.add(rollout) for rollout in rollouts] + [collector.take()]
     return [batch for batch in batches if batch]
 

@@ -24,7 +24,7 @@ from rlhf_ray.types import Experience, Rollout
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingBatch:
     """A batch ready for the learners and what the metrics say of it."""
 
     batch: Batch
@@ -37,7 +37,7 @@ class Prepared:
     teacher_kl: float | None = None
     """Mean over tokens of log π_old − log π_T, nats."""
 
-    def untrained(self) -> Prepared:
+    def untrained(self) -> TrainingBatch:
         """The same with nothing in the loss."""
         return replace(self, trained=np.zeros_like(self.trained))
 
@@ -45,9 +45,7 @@ class Prepared:
 def collate(experiences: Sequence[Experience]) -> Batch:
     """Token ids and the columns that rollouts bring along."""
     rollouts = [experience.rollout for experience in experiences]
-    batch = sequences(rollouts).with_columns(
-        behaviour_logprobs=np.concatenate([r.logprobs[r.chosen] for r in rollouts])
-    )
+    batch = sequences(rollouts).with_columns(rollout_logprobs=np.concatenate([r.logprobs[r.chosen] for r in rollouts]))
     if experiences[0].reference_logprobs is None:
         return batch
     return batch.with_columns(reference_logprobs=np.concatenate([e.reference_logprobs for e in experiences]))
@@ -60,14 +58,14 @@ def prepare(
     beta: float,
     max_new_tokens: int,
     teaching: float = 0.0,
-) -> Prepared:
+) -> TrainingBatch:
     """Add advantages (and returns) to a collated batch; those of a teacher, times `teaching`, to those of the reward.
 
     `batch.old_logprobs` and `batch.old_values` are read where they are set; without old log-probabilities (a single
     minibatch, and no KL in the reward) the engine's stand in for the KL that is only reported.
     """
     counts = batch.target_counts
-    rows, mask = _rows(batch.behaviour_logprobs if batch.old_logprobs is None else batch.old_logprobs, counts)
+    rows, mask = _rows(batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs, counts)
     reference = None if batch.reference_logprobs is None else _rows(batch.reference_logprobs, counts)[0]
     scores = shaped_scores(experiences, algorithm, max_new_tokens)
     in_reward = beta if algorithm.kl.placement == "reward" else 0.0
@@ -94,11 +92,16 @@ def prepare(
     if result.returns is not None:
         batch = batch.with_columns(returns=_flat(result.returns, mask))
     kl = None if reference is None else float(sequence_kl(rows, reference, mask).mean())
-    return Prepared(batch, kl, shaped, _finished(experiences) | (not algorithm.filter_truncated), teacher_kl)
+    return TrainingBatch(batch, kl, shaped, _finished(experiences) | (not algorithm.filter_truncated), teacher_kl)
 
 
 def minibatches(
-    prepared: Prepared, algorithm: AlgorithmConfig, count: int, epochs: int, max_new_tokens: int, seed: Sequence[int]
+    prepared: TrainingBatch,
+    algorithm: AlgorithmConfig,
+    count: int,
+    epochs: int,
+    max_new_tokens: int,
+    seed: Sequence[int],
 ) -> list[Batch | None]:
     """`epochs`·`count` minibatches of whole sequences, each with the weights of its own global loss.
 

@@ -29,7 +29,7 @@ from rlhf_ray.models.heads import SequenceScores, TokenLogprobs, TokenValues
 from rlhf_ray.models.loading import load_causal_lm, load_reward_model, load_scalar_model
 from rlhf_ray.models.lora import without_adapters
 from rlhf_ray.models.reward_heads import RewardHeads
-from rlhf_ray.runs.storage.folders import Manifest, here
+from rlhf_ray.runs.storage.folders import Manifest, fetch
 from rlhf_ray.runs.storage.location import local
 from rlhf_ray.runs.storage.rank_files import put_share, take_share, whereabouts
 from rlhf_ray.weights.bucket import WeightBucket, pack
@@ -63,8 +63,8 @@ class Learner:
     """A rank: its share of the model, of every batch and of the optimizer."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
-        teacher = spec.teacher and spec.teacher.model_copy(update={"model": here(spec.teacher.model)})
-        self.spec = replace(spec, model=here(spec.model), teacher=teacher)
+        teacher = spec.teacher and spec.teacher.model_copy(update={"model": fetch(spec.teacher.model)})
+        self.spec = replace(spec, model=fetch(spec.model), teacher=teacher)
         self.rank, self.world_size = rank, world_size
         self.use_gpu = spec.config.workers.gpus > 0
         self.teacher: FrozenTeacher | None = None

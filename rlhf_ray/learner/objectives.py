@@ -34,7 +34,7 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTea
     In a batch with demonstrations their tokens have a cross-entropy and nothing else.
     """
     loss_kind = policy_loss_named(algorithm.policy_loss)
-    corrected = loss_kind.corrects_behaviour or algorithm.correction != "none"
+    corrected = loss_kind.corrects_rollout_policy or algorithm.correction != "none"
     clip = Clip(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
 
     def objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
@@ -50,7 +50,7 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTea
         tokens = PolicyTokens(
             logprobs=logprobs,
             old_logprobs=old,
-            behaviour_logprobs=column("behaviour_logprobs") if corrected else old,
+            rollout_logprobs=column("rollout_logprobs") if corrected else old,
             advantages=column("advantages"),
             mask=mask,
             segments=Segments.packed(torch.from_numpy(batch.target_counts), logprobs.device),
@@ -126,7 +126,7 @@ def _correction(algorithm: AlgorithmConfig, tokens: PolicyTokens) -> Tensor | No
     lower, upper = algorithm.correction_bounds
     return importance_weights(
         tokens.old_logprobs,
-        tokens.behaviour_logprobs,
+        tokens.rollout_logprobs,
         tokens.mask,
         level=algorithm.correction_level,
         bound=algorithm.correction,

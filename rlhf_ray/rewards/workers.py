@@ -19,7 +19,7 @@ from rlhf_ray.rewards.http import Keys, Usage
 from rlhf_ray.rewards.model_reward import EnsembleScore, ModelReward
 from rlhf_ray.rewards.sequences import sequences
 from rlhf_ray.rewards.sources import RewardSource, build_sources
-from rlhf_ray.runs.storage.folders import here
+from rlhf_ray.runs.storage.folders import fetch
 from rlhf_ray.runs.storage.location import local
 from rlhf_ray.types import Rollout, Score
 
@@ -41,8 +41,8 @@ class RewardWorker:
     ) -> None:
         """`model_paths`: of reward models; `keys`: of the services, by the names of their variables; `folder`: of the run."""
         torch.set_num_threads(config.workers.threads)
-        tokenizer, device = load_tokenizer(here(tokenizer_path)), _device(config.workers.gpus)
-        folders = tuple(map(here, model_paths))
+        tokenizer, device = load_tokenizer(fetch(tokenizer_path)), _device(config.workers.gpus)
+        folders = tuple(map(fetch, model_paths))
         self.sources = build_sources(config, folders, tokenizer, device, keys or {}, local(folder))
         self._here = threading.Lock()
 
@@ -103,7 +103,7 @@ class ReferenceWorker:
         torch.set_num_threads(config.workers.threads)
         self.device = _device(config.workers.gpus)
         self.budget, self.packing = config.micro_batch_tokens, config.packing
-        model = load_causal_lm(here(model_path), config.dtype, config.attention).eval().to(self.device)
+        model = load_causal_lm(fetch(model_path), config.dtype, config.attention).eval().to(self.device)
         self.policy = TokenLogprobs(model, temperature)
         if config.packing:
             enable_packing(model, self.policy, exact=config.dtype == "fp32")

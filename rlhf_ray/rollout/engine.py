@@ -17,7 +17,7 @@ from vllm.outputs import RequestOutput
 
 from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
-from rlhf_ray.rollout.engine_thread import Deliver, Stepper
+from rlhf_ray.rollout.engine_thread import Deliver, EngineThread
 from rlhf_ray.rollout.requests import EngineBusy, Sample, SampleRequest, TornWeights, check_prompt
 from rlhf_ray.rollout.vllm_arguments import end_tokens, engine_arguments, probe_parameters, sampling_parameters
 from rlhf_ray.types import PolicyVersion
@@ -52,9 +52,9 @@ class RolloutEngine:
         self._route: Route = "buckets"
         self._adapter = AdapterSlot(lora) if lora is not None else None
         self._base_replaced = False
-        self._stepper = Stepper(engine_arguments(model, config, context, lora))
-        self.vocabulary: int = self._stepper.llm.model_config.get_vocab_size()
-        self.close = self._stepper.close
+        self._engine_thread = EngineThread(engine_arguments(model, config, context, lora))
+        self.vocabulary: int = self._engine_thread.llm.model_config.get_vocab_size()
+        self.close = self._engine_thread.close
 
     def generate(
         self, requests: Sequence[SampleRequest], sampling: SamplingConfig, deliver: Deliver
@@ -66,11 +66,11 @@ class RolloutEngine:
             TornWeights: a weight update is not complete.
             EngineFailed: the engine died earlier.
         """
-        return self._stepper.do(lambda: self._generate(requests, sampling, deliver))
+        return self._engine_thread.do(lambda: self._generate(requests, sampling, deliver))
 
     def abort(self, handles: Sequence[str]) -> Future[None]:
         """Stop what has not finished of these; it is delivered nowhere."""
-        return self._stepper.do(lambda: self._stepper.abort(handles))
+        return self._engine_thread.do(lambda: self._engine_thread.abort(handles))
 
     def probe(self, token_ids: np.ndarray) -> Future[np.ndarray]:
         """float32 [T−1]: log-probabilities, at temperature 1, of tokens 1… of one sequence under the weights of now."""
@@ -86,7 +86,7 @@ class RolloutEngine:
             if added.exception() is not None:
                 answer.set_exception(added.exception())
 
-        self._stepper.do(lambda: self._probe(token_ids, deliver)).add_done_callback(report)
+        self._engine_thread.do(lambda: self._probe(token_ids, deliver)).add_done_callback(report)
         return answer
 
     def start_weight_update(self, route: Route = "buckets") -> Future[None]:
@@ -95,30 +95,32 @@ class RolloutEngine:
         Raises (in the future):
             EngineBusy: sequences are being generated.
         """
-        return self._stepper.do(lambda: self._start_update(route))
+        return self._engine_thread.do(lambda: self._start_update(route))
 
     def load_bucket(self, bucket: WeightBucket) -> Future[None]:
         """Load some of the weights."""
-        return self._stepper.do(lambda: self._update("load_bucket", bucket))
+        return self._engine_thread.do(lambda: self._update("load_bucket", bucket))
 
     def update_weights(self, update_info: Any) -> Future[None]:
         """Let vLLM's own transfer engine receive what `update_info` announces."""
-        return self._stepper.do(lambda: self._update("update_weights", update_info))
+        return self._engine_thread.do(lambda: self._update("update_weights", update_info))
 
     def finish_weight_update(self, version: PolicyVersion) -> Future[None]:
         """Put the new weights to work as policy `version`."""
-        return self._stepper.do(lambda: self._finish_update(version))
+        return self._engine_thread.do(lambda: self._finish_update(version))
 
     def init_native_transfer(self, init_info: dict[str, Any]) -> Future[list[None]]:
         """Join a learner by vLLM's own transfer engine; blocks the engine until it has joined."""
-        return self._stepper.do(lambda: self._stepper.call_workers("init_weight_transfer_engine", init_info))
+        return self._engine_thread.do(
+            lambda: self._engine_thread.call_workers("init_weight_transfer_engine", init_info)
+        )
 
     def _generate(self, requests: Sequence[SampleRequest], sampling: SamplingConfig, deliver: Deliver) -> list[str]:
         self._check_whole()
         for request in requests:
             check_prompt(request, self.context, self.vocabulary)
         return [
-            self._stepper.add(
+            self._engine_thread.add(
                 request.token_ids,
                 sampling_parameters(sampling, request.seed, self._ends),
                 deliver,
@@ -132,7 +134,7 @@ class RolloutEngine:
         self._check_whole()
         check_prompt(SampleRequest("probe", token_ids, 0), self.context, self.vocabulary)
         convert = partial(_prompt_logprobs, token_ids)
-        self._stepper.add(token_ids, probe_parameters(), deliver, convert, self._lora_request)
+        self._engine_thread.add(token_ids, probe_parameters(), deliver, convert, self._lora_request)
 
     @property
     def _lora_request(self) -> LoRARequest | None:
@@ -143,9 +145,9 @@ class RolloutEngine:
             raise TornWeights("a weight update began and did not finish; publish again before generating")
 
     def _start_update(self, route: Route) -> None:
-        if self._stepper.running:
+        if self._engine_thread.running:
             raise EngineBusy(
-                f"{self._stepper.running} sequences are being generated; weights can change only when none is. "
+                f"{self._engine_thread.running} sequences are being generated; weights can change only when none is. "
                 "Wait for the running `generate` calls to end"
             )
         if route == "adapter" and self._base_replaced:
@@ -154,12 +156,12 @@ class RolloutEngine:
                 "that the engine was started with"
             )
         if self.version is None and self._route != "adapter":
-            self._stepper.call_workers("abandon_update")
+            self._engine_thread.call_workers("abandon_update")
         self.version, self._route = None, route
         if route == "adapter":
             self._adapter.begin()
         else:
-            self._stepper.call_workers(_BEGIN[route])
+            self._engine_thread.call_workers(_BEGIN[route])
 
     def _update(self, method: str, payload: Any) -> None:
         if self.version is not None:
@@ -167,19 +169,19 @@ class RolloutEngine:
         if self._route == "adapter":
             self._adapter.add(payload)
         else:
-            self._stepper.call_workers(method, payload)
+            self._engine_thread.call_workers(method, payload)
 
     def _finish_update(self, version: PolicyVersion) -> None:
         if self.version is not None:
             raise RuntimeError("finish_weight_update without start_weight_update")
         if self._route == "adapter":
-            self._adapter.finish(self._stepper.llm)
+            self._adapter.finish(self._engine_thread.llm)
         else:
-            self._stepper.call_workers(_FINISH[self._route])
+            self._engine_thread.call_workers(_FINISH[self._route])
             self._base_replaced = True
             if self._adapter is not None:
                 self._adapter.request = None
-        self._stepper.llm.reset_prefix_cache()
+        self._engine_thread.llm.reset_prefix_cache()
         self.version = version
 
 

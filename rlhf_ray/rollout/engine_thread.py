@@ -31,7 +31,7 @@ _DELIVERY_INTERVAL_S = 0.1
 interrupts the stepping one."""
 
 
-class Stepper:
+class EngineThread:
     """An engine, its thread and its requests. Methods called *inside* belong into an action given to `do`."""
 
     def __init__(self, arguments: EngineArgs) -> None:

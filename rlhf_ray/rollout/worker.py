@@ -19,7 +19,7 @@ import ray
 from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.rollout.requests import Sample, SampleRequest, WorkerInfo
-from rlhf_ray.runs.storage.folders import here
+from rlhf_ray.runs.storage.folders import fetch
 from rlhf_ray.types import PolicyVersion
 from rlhf_ray.weights.bucket import WeightBucket, pack, read_folder
 
@@ -35,7 +35,7 @@ class RolloutWorker:
         from rlhf_ray.rollout.engine import RolloutEngine
 
         self._config, self._lora = config, lora
-        self._engine = RolloutEngine(here(model), config, context, version, lora)
+        self._engine = RolloutEngine(fetch(model), config, context, version, lora)
 
     async def generate(self, requests: list[SampleRequest], sampling: SamplingConfig) -> AsyncIterator[list[Sample]]:
         """Stream the samples, each once, in the order in which they finish; what finishes together comes together.
@@ -78,7 +78,7 @@ class RolloutWorker:
 
     async def load_folder(self, path: str, version: PolicyVersion) -> None:
         """Take over the weights of a Hugging Face folder of the same architecture (safetensors)."""
-        folder = Path(await asyncio.to_thread(here, path))
+        folder = Path(await asyncio.to_thread(fetch, path))
         await asyncio.wrap_future(self._engine.start_weight_update("buckets"))
         for bucket in pack(read_folder(folder), int(self._config.weights.bucket_mb * (1 << 20))):
             await self.update_weights(bucket)

@@ -25,7 +25,7 @@ class State(Enum):
     DEAD = "dead"
 
 
-class Happening(Enum):
+class WorkerTransition(Enum):
     """What can happen to a worker."""
 
     STARTED = "started"
@@ -39,19 +39,19 @@ class Happening(Enum):
 
 
 _TRANSITIONS = {
-    (State.STARTING, Happening.STARTED): State.READY,
-    (State.READY, Happening.UPDATE_BEGUN): State.STALE,
-    (State.STALE, Happening.UPDATE_BEGUN): State.STALE,
-    (State.STALE, Happening.CONFIRMED): State.READY,
-    (State.STALE, Happening.REJECTED): State.STALE,
-    (State.STARTING, Happening.DIED): State.DEAD,
-    (State.READY, Happening.DIED): State.DEAD,
-    (State.STALE, Happening.DIED): State.DEAD,
-    (State.DEAD, Happening.DIED): State.DEAD,
+    (State.STARTING, WorkerTransition.STARTED): State.READY,
+    (State.READY, WorkerTransition.UPDATE_BEGUN): State.STALE,
+    (State.STALE, WorkerTransition.UPDATE_BEGUN): State.STALE,
+    (State.STALE, WorkerTransition.CONFIRMED): State.READY,
+    (State.STALE, WorkerTransition.REJECTED): State.STALE,
+    (State.STARTING, WorkerTransition.DIED): State.DEAD,
+    (State.READY, WorkerTransition.DIED): State.DEAD,
+    (State.STALE, WorkerTransition.DIED): State.DEAD,
+    (State.DEAD, WorkerTransition.DIED): State.DEAD,
 }
 
 
-def transition(state: State, happening: Happening) -> State:
+def transition(state: State, happening: WorkerTransition) -> State:
     """The state after something happened.
 
     Raises:
@@ -89,7 +89,7 @@ class Member:
     cause: str = ""
     """Why it is STALE or DEAD."""
 
-    def happened(self, happening: Happening, cause: str = "") -> None:
+    def happened(self, happening: WorkerTransition, cause: str = "") -> None:
         """Move to the next state."""
         self.state = transition(self.state, happening)
         self.cause = cause
@@ -98,7 +98,7 @@ class Member:
         return f"{self.name} is {self.state.value}" + (f" ({self.cause})" if self.cause else "")
 
 
-class Roster:
+class WorkerSet:
     """Owns every change of a member's state; each change is told once."""
 
     def __init__(self, on_event: Callable[[WorkerEvent], None]) -> None:
@@ -120,28 +120,28 @@ class Roster:
 
     def started(self, member: Member, message: str) -> None:
         """Its engine is up."""
-        member.happened(Happening.STARTED)
+        member.happened(WorkerTransition.STARTED)
         self._tell("started", member, message)
 
     def update_begun(self, member: Member) -> None:
         """From here on it is unused until confirmed; nothing to tell."""
-        member.happened(Happening.UPDATE_BEGUN, "a weight update began and did not end")
+        member.happened(WorkerTransition.UPDATE_BEGUN, "a weight update began and did not end")
 
     def confirmed(self, member: Member, message: str) -> None:
         """It holds a known policy whole."""
-        member.happened(Happening.CONFIRMED)
+        member.happened(WorkerTransition.CONFIRMED)
         self._tell("confirmed", member, message)
 
     def rejected(self, member: Member, cause: str) -> None:
         """It is alive, and must not be used."""
-        member.happened(Happening.REJECTED, cause)
+        member.happened(WorkerTransition.REJECTED, cause)
         self._tell("stale", member, f"{member.name} is not used: {cause}")
 
     def lost(self, member: Member, error: Exception, requests: tuple[str, ...] = ()) -> None:
         """It failed for good; `requests` go to others."""
         if member.state is not State.DEAD:
             cause = describe(error)
-            member.happened(Happening.DIED, cause)
+            member.happened(WorkerTransition.DIED, cause)
             self._tell("died", member, f"{member.name} is lost: {cause}")
             # "Unavailable" may mean "alive and unreachable": make sure that it cannot come back unnoticed.
             ray.kill(member.actor)

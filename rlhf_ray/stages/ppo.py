@@ -13,12 +13,12 @@ from rlhf_ray.data.datasets import Split, fitting, prompt_limit
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver import checkpointer
 from rlhf_ray.driver.checkpointer import RunState, TrainingState
-from rlhf_ray.driver.extras.discriminator import Imitation
+from rlhf_ray.driver.extras.discriminator import Discriminator
 from rlhf_ray.driver.extras.endpoint_publishing import publishing
 from rlhf_ray.driver.extras.ptx import encoded, to_learn_from, to_tell_apart
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
-from rlhf_ray.driver.run_logger import Journal
+from rlhf_ray.driver.run_logger import RunLogger
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.models.loading import load_tokenizer, replace_folder
 from rlhf_ray.runs.events import EventLog
@@ -62,13 +62,13 @@ async def run_ppo(
         extra = to_learn_from(dialogues, config.seed) if config.ppo.algorithm.ptx else None
         if config.ppo.discriminator:
             shown = to_tell_apart(dialogues, config, note)
-            imitation = Imitation(config.ppo, roles.discriminator, shown, config.seed)
+            imitation = Discriminator(config.ppo, roles.discriminator, shown, config.seed)
     state = TrainingState.initial(config.ppo.algorithm.kl)
     if found is not None:
         path, saved = found
         state = TrainingState.restored(saved)
         await _restore(roles, imitation, path)
-        await roles.pool.publish(state.step, roles.policy)
+        await roles.pool.sync_weights(state.step, roles.policy)
         events.emit("stage", f"ppo goes on after step {state.step}", checkpoint=path.name)
     digest = checkpointer.fingerprint(dump_config(config))
     resume_step = state.step if found else None
@@ -78,7 +78,7 @@ async def run_ppo(
         held_out = fitting(encode_prompts(tokenizer, data.held_out, limit), "held-out prompts", limit, note)
         offering = publishing(config, folder, roles, held_out, tokenizer, events, push, stop)
         await offering.begin(state.step)
-    with Journal(
+    with RunLogger(
         folder, events, tokenizer, config.ppo.steps, keep, digest, resume_step, config.alerts, config.telemetry.wandb, push
     ) as journal:  # fmt: skip
         loop = PpoLoop(config.ppo, roles, source, state, journal, config.seed, extra, imitation, stop, offering)
@@ -86,7 +86,7 @@ async def run_ppo(
     _publish_folder(folder, config.ppo.steps)
 
 
-async def _restore(roles: Roles, imitation: Imitation | None, path: Path) -> None:
+async def _restore(roles: Roles, imitation: Discriminator | None, path: Path) -> None:
     await roles.policy.load_checkpoint(path / "policy_learner")
     if roles.value is not None:
         await roles.value.load_checkpoint(path / "value_learner")

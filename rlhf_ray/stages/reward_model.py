@@ -22,7 +22,7 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.data.datasets import Datasets, Note, Split, dialogue_limit, fitting
-from rlhf_ray.data.labels import Feedback, Lesson, decided_comparisons, pack_elements, pair_of_edit, plan_lesson
+from rlhf_ray.data.labels import Feedback, LabelEncoder, decided_comparisons, pack_elements, pair_of_edit, plan_lesson
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Ranking
 from rlhf_ray.learner.reward_objectives import RewardObjective
@@ -54,7 +54,9 @@ def run_reward_model(
     )
     batches = pack_elements(train), pack_elements(held_out)
     longer_is_better = longer_wins(batches[0].lengths, *decided_comparisons(batches[0], settings.kind))
-    judges = Judges(tuple(element.group for element in held_out), tuple(element.annotator for element in held_out))
+    judges = AnnotatorIds(
+        tuple(element.group for element in held_out), tuple(element.annotator for element in held_out)
+    )
     for member in range(1, settings.members + 1):
         task = RewardTask(settings, lesson, longer_is_better, judges)
         seed = member_seed(config.seed, member)
@@ -75,7 +77,7 @@ def member_seed(seed: int, member: int) -> int:
 
 
 @dataclass(frozen=True)
-class Judges:
+class AnnotatorIds:
     """Whose label each held-out element is."""
 
     groups: tuple[str | None, ...]
@@ -92,7 +94,7 @@ class Judges:
 
 
 def measure_ensemble(
-    folder: RunFolder, config: RewardModelConfig, held_out: Batch, longer_is_better: bool, judges: Judges
+    folder: RunFolder, config: RewardModelConfig, held_out: Batch, longer_is_better: bool, judges: AnnotatorIds
 ) -> RewardQuality | None:
     """How good the mean of all members is, and how far they are apart; None where no label compares."""
     folders = [folder.reward_member(member) for member in range(1, config.members + 1)]
@@ -139,7 +141,9 @@ def _refuse_crowds(rankings: Sequence[Ranking]) -> None:
 class RewardTask:
     """A reward model, and what is learned beside it of the people whose labels it learns from."""
 
-    def __init__(self, config: RewardModelConfig, lesson: Lesson, longer_is_better: bool, judges: Judges) -> None:
+    def __init__(
+        self, config: RewardModelConfig, lesson: LabelEncoder, longer_is_better: bool, judges: AnnotatorIds
+    ) -> None:
         """`longer_is_better`: what the training labels say of length, to hold the model against."""
         self.lesson, self.kind, self.longer_is_better = lesson, config.kind, longer_is_better
         self.judges, self.in_ensemble = judges, config.members > 1

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.rollout.dispatch import WORKER_LOST, Dispatcher
 from rlhf_ray.rollout.requests import EngineBusy, NoWorkerLeft
-from rlhf_ray.rollout.workers import Member, Roster
+from rlhf_ray.rollout.workers import Member, WorkerSet
 from rlhf_ray.runtime.actor_calls import call_all, describe
 from rlhf_ray.types import PolicyVersion
 from rlhf_ray.weights.channel import PublishingLearner, WeightChannel
@@ -63,18 +63,20 @@ Judge = Callable[[Mapping[str, ActorHandle]], Awaitable[dict[str, Exception | st
 """What is wrong with each worker after an update; None where nothing is."""
 
 
-class Publisher:
-    """Updates the weights of a roster's members."""
+class WeightSynchronizer:
+    """Updates the weights of a worker_set's members."""
 
-    def __init__(self, config: RolloutConfig, roster: Roster, dispatcher: Dispatcher, channel: WeightChannel) -> None:
+    def __init__(
+        self, config: RolloutConfig, worker_set: WorkerSet, dispatcher: Dispatcher, channel: WeightChannel
+    ) -> None:
         self._config = config
-        self._roster = roster
+        self._worker_set = worker_set
         self._dispatcher = dispatcher
         self._channel = channel
         self._updating = False
 
-    async def publish(self, version: PolicyVersion, learner: PublishingLearner) -> list[str]:
-        """See `RolloutPool.publish`."""
+    async def sync_weights(self, version: PolicyVersion, learner: PublishingLearner) -> list[str]:
+        """See `RolloutPool.sync_weights`."""
 
         async def send(workers: Mapping[str, ActorHandle]) -> dict[str, Exception]:
             return await self._channel.send(learner, workers, version)
@@ -100,9 +102,9 @@ class Publisher:
         self._check_idle()
         self._updating = True
         self._dispatcher.pause()
-        members = {member.name: member for member in self._roster.living}
+        members = {member.name: member for member in self._worker_set.living}
         for member in members.values():
-            self._roster.update_begun(member)
+            self._worker_set.update_begun(member)
         try:
             workers = {name: member.actor for name, member in members.items()}
             failures = await send(workers)
@@ -111,14 +113,14 @@ class Publisher:
                 self._conclude(member, version, failures.get(name) or verdicts.get(name))
         except Exception as error:
             for member in members.values():
-                self._roster.rejected(member, f"the update to policy {version} failed: {describe(error)}")
+                self._worker_set.rejected(member, f"the update to policy {version} failed: {describe(error)}")
             raise
         finally:
             self._updating = False
             self._dispatcher.resume()
         confirmed = [name for name in verdicts if verdicts[name] is None]
         if not confirmed:
-            raise NoWorkerLeft(f"no rollout worker has policy {version}: {self._roster}")
+            raise NoWorkerLeft(f"no rollout worker has policy {version}: {self._worker_set}")
         return confirmed
 
     def _check_idle(self) -> None:
@@ -133,7 +135,7 @@ class Publisher:
     async def _probe(
         self, version: PolicyVersion, learner: PublishingLearner, workers: Mapping[str, ActorHandle]
     ) -> dict[str, Exception | str | None]:
-        tokens = probe_sequence(self._config.weights.probe_tokens, self._roster.vocabulary, version)
+        tokens = probe_sequence(self._config.weights.probe_tokens, self._worker_set.vocabulary, version)
         expected = await learner.probe_logprobs(tokens)
         answers = await self._call(workers, lambda worker: worker.probe.remote(tokens))
         return {
@@ -143,14 +145,14 @@ class Publisher:
 
     def _conclude(self, member: Member, version: PolicyVersion, wrong: Exception | str | None) -> None:
         if wrong is None:
-            self._roster.confirmed(member, f"{member.name} has policy {version}")
+            self._worker_set.confirmed(member, f"{member.name} has policy {version}")
         elif isinstance(wrong, WORKER_LOST):
-            self._roster.lost(member, wrong)
+            self._worker_set.lost(member, wrong)
         elif isinstance(wrong, TimeoutError):
             timeout = self._config.weights.timeout_s
-            self._roster.rejected(member, f"it did not answer within {timeout:g} s (rollout.weights.timeout_s)")
+            self._worker_set.rejected(member, f"it did not answer within {timeout:g} s (rollout.weights.timeout_s)")
         else:
-            self._roster.rejected(member, wrong if isinstance(wrong, str) else describe(wrong))
+            self._worker_set.rejected(member, wrong if isinstance(wrong, str) else describe(wrong))
 
     async def _call(self, workers: Mapping[str, ActorHandle], method: Callable[[ActorHandle], Awaitable]) -> dict:
         return await call_all(workers, method, self._config.weights.timeout_s)

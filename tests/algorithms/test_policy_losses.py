@@ -50,7 +50,7 @@ def closed_form(name: str, tokens: PolicyTokens, weights: Tensor) -> Tensor:
     if name == "gspo":
         token = (token * MASK).sum(1, keepdim=True) / LENGTHS.unsqueeze(1) * MASK
     if name == "decoupled_ppo":
-        token = token * (tokens.old_logprobs - tokens.behaviour_logprobs).exp()
+        token = token * (tokens.old_logprobs - tokens.rollout_logprobs).exp()
     return token
 
 
@@ -67,7 +67,7 @@ def test_gradients_in_closed_form(name: str, aggregation, precision) -> None:
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 def test_oracle_05_at_ratio_one_the_gradient_is_the_policy_gradient(name: str, precision) -> None:
     tokens = example(precision.dtype, spread=0.0, per_response=True)
-    tokens = PolicyTokens(**vars(tokens) | {"behaviour_logprobs": tokens.old_logprobs})
+    tokens = PolicyTokens(**vars(tokens) | {"rollout_logprobs": tokens.old_logprobs})
     weights = token_weights("sequence_mean", MASK, dtype=precision.dtype)
     result = policy_loss_named(name).compute(tokens, CLIP)
     assert (result.ratio == 1.0).all() and not result.clipped.any()
@@ -119,12 +119,12 @@ def test_oracle_12_decoupled_ppo_at_ratio_one_has_the_expected_gradient_of_its_f
     current, sampled_by = (torch.log_softmax(p.logits[0], dim=-1) for p in (policy, behaviour))
     advantages, every = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), torch.ones(3, 1, dtype=torch.bool)
 
-    def expected_gradient(name: str, probabilities: Tensor, behaviour_logprobs: Tensor) -> Tensor:
+    def expected_gradient(name: str, probabilities: Tensor, rollout_logprobs: Tensor) -> Tensor:
         column = current.unsqueeze(1)
         tokens = PolicyTokens(
             column,
             column.detach(),
-            behaviour_logprobs.unsqueeze(1),
+            rollout_logprobs.unsqueeze(1),
             advantages.unsqueeze(1),
             every,
             Segments.rows(every),

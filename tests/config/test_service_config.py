@@ -1,4 +1,4 @@
-"""Judges, services and teachers in a config: no key in it or from it; what would do nothing is refused."""
+"""AnnotatorIds, services and teachers in a config: no key in it or from it; what would do nothing is refused."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rlhf_ray.driver.buffer import Admission, GroupAssembler, TooManyDrops
+from rlhf_ray.driver.buffer import Admission, GroupCollector, TooManyDrops
 
 
 class AdmissionMachine(RuleBasedStateMachine):
@@ -74,7 +74,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         groups = self.admission.groups_per_batch
         self.ready -= groups
         self.trained += groups
-        self.admission.publish(self.admission.version + 1)
+        self.admission.advance_version(self.admission.version + 1)
         self.dropped = 0
 
     @invariant()
@@ -118,7 +118,7 @@ def test_drops_are_counted_for_each_batch_anew():
             admission.admit()
         for _ in range(2):
             admission.accept()
-        admission.publish(version)
+        admission.advance_version(version)
     admission.admit()
     admission.drop()
     admission.drop()
@@ -140,7 +140,7 @@ def test_groups_without_signal_are_replaced_until_the_attempts_are_used_up():
     assert not admission.resample(5)
     admission.accept()
     assert not admission.admit() and admission.dropped_since_batch == 0
-    admission.publish(1)
+    admission.advance_version(1)
     assert admission.admit() == [6, 7] and admission.resample(6), "the next batch has attempts of its own"
 
 
@@ -154,7 +154,7 @@ def test_without_dynamic_sampling_no_group_is_replaced_however_old():
 def test_every_group_ends_once_whatever_the_order(groups, size, data):
     arrivals = [(group, sample) for group in range(groups) for sample in range(size)]
     failed = data.draw(st.sets(st.sampled_from(arrivals)))
-    assembler, ends = GroupAssembler(size), []
+    assembler, ends = GroupCollector(size), []
     for group, sample in data.draw(st.permutations(arrivals)):
         if (group, sample) in failed:
             if assembler.drop(f"p{group}"):

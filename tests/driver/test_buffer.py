@@ -48,7 +48,7 @@ async def train_with(
     batches = []
     for version in range(1, BATCHES + 1):
         batches.append([item.id for item in await buffer.take(GROUPS)])
-        await buffer.publish(version)
+        await buffer.advance_version(version)
     streaming.cancel()
     await asyncio.gather(streaming, return_exceptions=True)
     return batches
@@ -139,7 +139,7 @@ async def train_on_signal(experience: Callable, seed: int, attempts: int) -> tup
         batches.append([item.id for item in await buffer.take(GROUPS)])
         assert buffer.unfinished == ()
         cursor = buffer.admission.next_group
-        await buffer.publish(version)
+        await buffer.advance_version(version)
     streaming.cancel()
     await asyncio.gather(streaming, return_exceptions=True)
     return batches, replaced, cursor
@@ -185,7 +185,7 @@ def test_streaming_waits_for_a_publication():
         assert not waiting.done()
         buffer.admission.accept()
         buffer.admission.accept()
-        await buffer.publish(1)
+        await buffer.advance_version(1)
         assert list(await waiting) == [2, 3]
 
     run(scenario())

@@ -12,8 +12,8 @@ import pytest
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.config.telemetry import AlertsConfig
 from rlhf_ray.driver.checkpointer import TrainingState
-from rlhf_ray.driver.run_logger import Journal
-from rlhf_ray.driver.training_batch import Prepared, collate
+from rlhf_ray.driver.run_logger import RunLogger
+from rlhf_ray.driver.training_batch import TrainingBatch, collate
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.report import write_report
 from rlhf_ray.runs.events import EventLog, read_events
@@ -25,10 +25,10 @@ CONFIG = AlertsConfig(kl=4.0, patience=2)
 
 
 @contextmanager
-def journal(folder: RunFolder, tokenizer, resume_step: int | None = None) -> Iterator[Journal]:
+def journal(folder: RunFolder, tokenizer, resume_step: int | None = None) -> Iterator[RunLogger]:
     with (
         EventLog(folder.events) as events,
-        Journal(folder, events, tokenizer, 20, 1, "", resume_step, CONFIG) as opened,
+        RunLogger(folder, events, tokenizer, 20, 1, "", resume_step, CONFIG) as opened,
     ):
         yield opened
 
@@ -36,10 +36,10 @@ def journal(folder: RunFolder, tokenizer, resume_step: int | None = None) -> Ite
 def test_an_alert_reaches_everybody_who_looks(tmp_path, experience, tiny_model, capsys):
     folder, tokenizer = RunFolder(tmp_path / "run"), load_tokenizer(tiny_model)
     experiences = [experience(f"p{at}", 0, 3 + at, float(at)) for at in range(4)]
-    prepared = Prepared(collate(experiences), kl=1.0, shaped_reward=0.5, trained=np.ones(4, dtype=bool))
+    prepared = TrainingBatch(collate(experiences), kl=1.0, shaped_reward=0.5, trained=np.ones(4, dtype=bool))
     state = TrainingState.initial(KLConfig())
 
-    def record(opened: Journal, step: int, kl: float) -> None:
+    def record(opened: RunLogger, step: int, kl: float) -> None:
         opened.record(replace(state, step=step), experiences, replace(prepared, kl=kl), [], [], {})
 
     with journal(folder, tokenizer) as opened:
@@ -65,7 +65,7 @@ def test_an_alert_reaches_everybody_who_looks(tmp_path, experience, tiny_model, 
 def test_a_reward_that_is_not_finite_is_told_in_the_step_that_has_it(tmp_path, experience, tiny_model, reward):
     folder, tokenizer = RunFolder(tmp_path / "run"), load_tokenizer(tiny_model)
     experiences = [experience("p", 0, 3, reward), experience("q", 0, 3, 0.0)]
-    prepared = Prepared(collate(experiences), kl=1.0, shaped_reward=0.5, trained=np.ones(2, dtype=bool))
+    prepared = TrainingBatch(collate(experiences), kl=1.0, shaped_reward=0.5, trained=np.ones(2, dtype=bool))
     with journal(folder, tokenizer) as opened:
         opened.record(replace(TrainingState.initial(KLConfig()), step=1), experiences, prepared, [], [], {})
     (event,) = [event for event in read_events(folder.events) if event.kind == "alert"]

@@ -13,7 +13,7 @@ from rlhf_ray.algorithms.statistics import summarise
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.run_logger import step_metrics
-from rlhf_ray.driver.training_batch import Prepared, collate
+from rlhf_ray.driver.training_batch import TrainingBatch, collate
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.telemetry.names import METRICS, describe
 from rlhf_ray.types import Score
@@ -51,8 +51,8 @@ def metrics(experience) -> dict[str, float]:
     batch = collate(experiences)
     shift = np.zeros(12, dtype=np.float32)
     shift[3] = -0.6
-    batch = batch.with_columns(old_logprobs=batch.behaviour_logprobs + shift)
-    prepared = Prepared(batch, kl=1.5, shaped_reward=2.5, trained=np.ones(3, dtype=bool))
+    batch = batch.with_columns(old_logprobs=batch.rollout_logprobs + shift)
+    prepared = TrainingBatch(batch, kl=1.5, shaped_reward=2.5, trained=np.ones(3, dtype=bool))
     state = TrainingState(5, 20, TrainingState.initial(KLConfig(coefficient=0.2)).kl)
     policy = [policy_step(1.0, 1.0, 3.0), policy_step(3.0, 2.0)]
     return step_metrics(state, experiences, prepared, policy, [value_step(0.5)], TIMES)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.driver.token_batches import TokenBatches, spread, tokens_of
+from rlhf_ray.driver.token_batches import TokenBatcher, spread, tokens_of
 
 
 @given(st.lists(st.integers(1, 30), max_size=30), st.integers(1, 100))
 def test_nothing_lost_and_no_batch_kept_back(experience, lengths, budget):
     rollouts = [experience(f"p{i}", 0, length).rollout for i, length in enumerate(lengths)]
-    collector, batches = TokenBatches(budget), []
+    collector, batches = TokenBatcher(budget), []
     for rollout in rollouts:
         if batch := collector.add(rollout):
             batches.append(batch)
@@ -30,7 +30,7 @@ def test_nothing_lost_and_no_batch_kept_back(experience, lengths, budget):
 def test_groups_stay_whole(experience, arrivals, budget, lost):
     """Whatever the order of arrival; what is left of groups that lost members comes last."""
     arrivals = [arrival for arrival in arrivals if arrival not in [(0, k) for k in range(lost)]]
-    collector, batches = TokenBatches(budget, group=3), []
+    collector, batches = TokenBatcher(budget, group=3), []
     for prompt, sample in arrivals:
         if batch := collector.add(experience(f"p{prompt}", sample, 1 + prompt).rollout):
             batches.append(batch)

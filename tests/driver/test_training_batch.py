@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig, OverlongConfig
-from rlhf_ray.driver import preparation
-from rlhf_ray.driver.training_batch import Prepared, collate, minibatches, shaped_scores
+from rlhf_ray.driver import training_batch
+from rlhf_ray.driver.training_batch import TrainingBatch, collate, minibatches, shaped_scores
 from rlhf_ray.types import Experience
 
 LENGTHS, SCORES = (3, 1, 5, 2), (1.0, -0.5, 2.0, 0.25)
 LIMIT = 5
-prepare = partial(preparation.prepare, max_new_tokens=LIMIT)
+prepare = partial(training_batch.prepare, max_new_tokens=LIMIT)
 GAE = AlgorithmConfig(whiten_advantages=False, gamma=0.97, lam=0.9)
 
 
@@ -38,12 +38,12 @@ def batch(experiences) -> Batch:
     generator = np.random.default_rng(0)
     collated = collate(experiences)
     noise, values = (generator.normal(0, 0.1, sum(LENGTHS)).astype(np.float32) for _ in range(2))
-    return collated.with_columns(old_logprobs=collated.behaviour_logprobs + noise, old_values=values)
+    return collated.with_columns(old_logprobs=collated.rollout_logprobs + noise, old_values=values)
 
 
-def everything(batch: Batch) -> Prepared:
+def everything(batch: Batch) -> TrainingBatch:
     """A prepared batch of which every sequence is trained."""
-    return Prepared(batch, None, 0.0, np.ones(len(batch), dtype=bool))
+    return TrainingBatch(batch, None, 0.0, np.ones(len(batch), dtype=bool))
 
 
 def per_sequence(column: np.ndarray) -> list[list[float]]:
@@ -75,7 +75,7 @@ def test_collate_lays_prompt_and_response_end_to_end(experiences):
     assert collated.target_counts.tolist() == list(LENGTHS)
     responses = [token for e in experiences for token in e.rollout.token_ids.tolist()]
     assert collated.token_ids[collated.target_mask].tolist() == responses
-    assert collated.behaviour_logprobs.tolist() == [x for e in experiences for x in e.rollout.logprobs.tolist()]
+    assert collated.rollout_logprobs.tolist() == [x for e in experiences for x in e.rollout.logprobs.tolist()]
     assert collate([replace(e, reference_logprobs=None) for e in experiences]).reference_logprobs is None
 
 
@@ -227,7 +227,7 @@ def test_groups_are_found_by_prompt_and_not_by_position(experiences):
 def test_without_old_logprobs_the_engine_stands_in_for_the_reported_kl(experiences, batch):
     algorithm = AlgorithmConfig(advantage="grpo", kl=KLConfig(placement="loss"))
     prepared = prepare(experiences, replace(batch, old_logprobs=None, old_values=None), algorithm, beta=0.3)
-    rows = per_sequence(batch.behaviour_logprobs - batch.reference_logprobs)
+    rows = per_sequence(batch.rollout_logprobs - batch.reference_logprobs)
     assert prepared.kl == pytest.approx(np.mean([sum(row) for row in rows]), abs=1e-5)
     assert prepared.batch.old_logprobs is None
 
@@ -289,7 +289,7 @@ def taught(experiences: list[Experience], logprobs: np.ndarray) -> list[Experien
 
 def test_a_teachers_advantages_are_added_to_the_rewards(experiences, batch):
     """c·(log π_T − log π_old) at each token, after the whitening of the reward's advantages."""
-    teacher = batch.behaviour_logprobs + np.random.default_rng(3).normal(0, 0.5, sum(LENGTHS)).astype(np.float32)
+    teacher = batch.rollout_logprobs + np.random.default_rng(3).normal(0, 0.5, sum(LENGTHS)).astype(np.float32)
     algorithm = AlgorithmConfig()
     plain = prepare(experiences, batch, algorithm, 0.1)
     both = prepare(taught(experiences, teacher), batch, algorithm, 0.1, teaching=0.7)
@@ -302,7 +302,7 @@ def test_a_teachers_advantages_are_added_to_the_rewards(experiences, batch):
 def test_a_teacher_alone_and_oracle_23(experiences, batch):
     """Without a reward nothing else is in the advantages; and nothing at all where the teacher is the student."""
     alone = AlgorithmConfig(advantage="none", kl=KLConfig(placement="none"))
-    teacher = batch.behaviour_logprobs
+    teacher = batch.rollout_logprobs
     prepared = prepare(taught(experiences, teacher), batch, alone, 0.0, teaching=2.0)
     np.testing.assert_allclose(prepared.batch.advantages, 2 * (teacher - batch.old_logprobs), atol=1e-6)
     assert prepared.batch.returns is None

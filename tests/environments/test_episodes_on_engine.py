@@ -47,7 +47,7 @@ def test_learner_and_engine_agree_on_every_chosen_token(episodes, talking_model:
     policy = TokenLogprobs(load_causal_lm(talking_model), 1.0)
     with torch.no_grad():
         logprobs = policy(pad(batch))[0].numpy()
-    assert np.abs(logprobs - batch.behaviour_logprobs).max() <= 1e-5
+    assert np.abs(logprobs - batch.rollout_logprobs).max() <= 1e-5
     assert len(logprobs) == sum(rollout.chosen_count for rollout in episodes) < sum(map(len, episodes))
 
 

@@ -21,7 +21,7 @@ from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.prompts import PromptSource
-from rlhf_ray.driver.run_logger import Journal
+from rlhf_ray.driver.run_logger import RunLogger
 from rlhf_ray.driver.training_batch import collate
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.learner import engine
@@ -139,14 +139,17 @@ async def step(stand: Stand, config: PpoConfig, folder: Path) -> tuple[float, di
     tokenizer, run_folder = load_tokenizer(stand.model), RunFolder(folder)
     extra = demonstrations() if config.algorithm.ptx else None
     source = PromptSource([e.rollout.prompt for e in stand.experiences], "matrix", 0, SAMPLES)
-    with EventLog(run_folder.events) as events, Journal(run_folder, events, tokenizer, config.steps, 1, "") as journal:
+    with (
+        EventLog(run_folder.events) as events,
+        RunLogger(run_folder, events, tokenizer, config.steps, 1, "") as journal,
+    ):
         loop = PpoLoop(config, roles, source, TrainingState.initial(config.algorithm.kl), journal, 0, extra)
         prepared = await loop.prepare(stand.experiences)
         ((policy,), values) = await loop.update(prepared)
     assert len(values) == len(groups) - 1, "a value model is trained if and only if the algorithm has one"
     batch = prepared.batch
     before = np.concatenate([e.reference_logprobs for e in stand.experiences])
-    assert np.abs(before - batch.behaviour_logprobs).max() < 1e-4, "oracle 24: engine and learner agree"
+    assert np.abs(before - batch.rollout_logprobs).max() < 1e-4, "oracle 24: engine and learner agree"
     trained = np.repeat(prepared.trained, batch.target_counts)
     gain = (batch.advantages * (await stand.policy.evaluate(batch) - before))[trained].mean()
     metrics = policy.diagnostics.metrics() | {"loss": policy.loss, "grad_norm": policy.grad_norm}

@@ -13,7 +13,7 @@ import torch
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.teacher import DiscriminatorConfig
-from rlhf_ray.driver.extras.discriminator import Imitation, scored_at_end, told_apart
+from rlhf_ray.driver.extras.discriminator import Discriminator, scored_at_end, told_apart
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
@@ -92,7 +92,7 @@ def test_it_learns_until_it_is_accurate_enough_and_goes_on_from_a_checkpoint(ray
         }
     )  # fmt: skip
 
-    async def steps(judge: Imitation, first: int, count: int) -> list[dict[str, float]]:
+    async def steps(judge: Discriminator, first: int, count: int) -> list[dict[str, float]]:
         records = []
         for step in range(first, first + count):
             batch = experiences(40, 8)
@@ -102,7 +102,7 @@ def test_it_learns_until_it_is_accurate_enough_and_goes_on_from_a_checkpoint(ray
 
     async def train() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         groups = await asyncio.gather(*(start(tiny_model, ranks=1) for _ in range(2)))
-        first, second = (Imitation(ppo, group, DemonstrationSource(sequences((20, 9)), 0), 0) for group in groups)
+        first, second = (Discriminator(ppo, group, DemonstrationSource(sequences((20, 9)), 0), 0) for group in groups)
         records = await steps(first, 0, 2)
         await first.save(tmp_path)
         records += await steps(first, 2, 4)

@@ -136,7 +136,7 @@ def test_oracle_16_of_the_whole_family(pair, single, tiny_model, batch, name):
     """Two ranks, ZeRO 2 and several micro-batches against one rank, no sharding and one: every kind of loss."""
     rng, count = np.random.default_rng(3), int(batch.target_mask.sum())
     old, engine = (-np.log(300) + rng.normal(scale=0.3, size=(2, count))).astype(np.float32)
-    columns = batch.with_columns(old_logprobs=old, behaviour_logprobs=engine)
+    columns = batch.with_columns(old_logprobs=old, rollout_logprobs=engine)
     if FAMILY[name].ptx:
         columns = with_demonstrations(columns, ragged_batch(rng, 300, [6, 20, 11]), 0.5)
     ray.get([worker.use.remote(FAMILY[name]) for worker in (single, *pair)])

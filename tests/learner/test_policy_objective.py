@@ -52,7 +52,7 @@ def minibatch(seed: int, counts: list[int], aggregation: str) -> Batch:
     mask = torch.from_numpy(to_rows(np.ones(sum(counts)), batch.target_counts)[1])
     weights = token_weights(aggregation, mask, LIMIT, torch.float64)[mask].numpy()
     return batch.with_columns(
-        weights=weights, old_logprobs=old, behaviour_logprobs=behaviour, reference_logprobs=reference,
+        weights=weights, old_logprobs=old, rollout_logprobs=behaviour, reference_logprobs=reference,
         advantages=rng.normal(size=sum(counts)),
     )  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_the_configured_correction_weighs_the_policy_loss_and_nothing_else(bound
     for index in range(len(batch)):
         one = batch.select([index])
         columns = {name: torch.from_numpy(getattr(one, name)) for name in ("weights", "old_logprobs", "advantages")}
-        engine, reference = torch.from_numpy(one.behaviour_logprobs), torch.from_numpy(one.reference_logprobs)
+        engine, reference = torch.from_numpy(one.rollout_logprobs), torch.from_numpy(one.reference_logprobs)
         logprobs = model(pad(one))[0]
         ratio, a = torch.exp(logprobs - columns["old_logprobs"]), columns["advantages"]
         surrogate = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.3) * a)
@@ -177,6 +177,6 @@ def test_without_old_logprobs_the_first_pass_is_the_old_policy():
 
 @pytest.mark.parametrize("choices", [{"policy_loss": "decoupled_ppo"}, {"correction": "truncate"}])
 def test_a_correction_without_the_engines_logprobs_is_an_error(choices):
-    batch = Batch(**vars(minibatch(1, [3], "token_mean")) | {"behaviour_logprobs": None})
-    with pytest.raises(ValueError, match="no column 'behaviour_logprobs'"):
+    batch = Batch(**vars(minibatch(1, [3], "token_mean")) | {"rollout_logprobs": None})
+    with pytest.raises(ValueError, match="no column 'rollout_logprobs'"):
         loss_and_gradient([batch], algorithm(**choices))

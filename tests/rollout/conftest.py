@@ -99,7 +99,7 @@ class RunningPool:
         return {rollout.id: rollout for rollout in rollouts}
 
     def publish(self, version: int, learner: LearnerRanks) -> list[str]:
-        return asyncio.run(self.pool.publish(version, learner))
+        return asyncio.run(self.pool.sync_weights(version, learner))
 
 
 def make_requests(prompts: int, samples: int = 1, length: int = 12) -> list[RolloutRequest]:

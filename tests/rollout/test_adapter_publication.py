@@ -102,7 +102,7 @@ def test_oracle_24_of_adapters(pool, learner):
     for version in (1, 2, 3):
         ray.get(learner.ranks[0].perturb.remote(version))
         assert difference(pool, learner) > 0.1
-        assert asyncio.run(pool.publish(version, learner)) == ["rollout-0"]
+        assert asyncio.run(pool.sync_weights(version, learner)) == ["rollout-0"]
         assert difference(pool, learner) <= 1e-5
         assert ray.get(pool.members[0].actor.version.remote()) == version
     # Two layers of 7 matrices; rank 4 beside a width of 64.
@@ -123,4 +123,4 @@ def test_a_folder_replaces_base_and_adapter_and_no_adapter_fits_it_afterwards(po
     expected = logprobs.gather(1, torch.from_numpy(tokens).long()[1:, None])[:, 0].numpy()
     np.testing.assert_allclose(ray.get(pool.members[0].actor.probe.remote(tokens)), expected, atol=1e-5)
     with pytest.raises(NoWorkerLeft, match="whose base was replaced by a folder's weights"):
-        asyncio.run(pool.publish(10, learner))
+        asyncio.run(pool.sync_weights(10, learner))

@@ -134,11 +134,11 @@ def test_rollouts_arrive_as_they_finish_and_leaving_early_frees_the_engine(
         async with aclosing(pool.generate(requests_for(40), sampling)) as rollouts:
             first = await anext(rollouts)
             with pytest.raises(EngineBusy, match=r"\d+ requests are being generated"):
-                await pool.publish(1, learner)
+                await pool.sync_weights(1, learner)
             with pytest.raises(EngineBusy, match=r"\d+ sequences are being generated"):
                 await pool.members[0].actor.start_weight_update.remote()
         assert pool.members[0].load == 0
-        assert await pool.publish(0, learner) == ["rollout-0"]
+        assert await pool.sync_weights(0, learner) == ["rollout-0"]
         return len(first)
 
     assert asyncio.run(leave_after_first()) < 110

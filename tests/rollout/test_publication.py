@@ -40,7 +40,7 @@ def test_engine_and_learner_agree_after_every_publication(
     for version in (1, 2):
         learner.call("perturb", version)
         assert _difference(one_worker, learner) > 0.1
-        assert one_worker.publish(version, learner) == ["rollout-0"]
+        assert one_worker.sync_weights(version, learner) == ["rollout-0"]
         assert _difference(one_worker, learner) <= 1e-5
         after = one_worker.generate(requests_for(4))
         assert all(set(rollout.versions) == {version} for rollout in after.values())
@@ -54,12 +54,12 @@ def test_a_worker_that_disagrees_is_not_used_until_it_agrees(
     """The learner sends other weights than those it answers the probe with."""
     learner.call("misbehave", error=0.01)
     with pytest.raises(NoWorkerLeft, match=r"rollout-0 is stale \(its log-probabilities on the probe differ"):
-        one_worker.publish(1, learner)
+        one_worker.sync_weights(1, learner)
     assert one_worker.events[-1].kind == "stale" and one_worker.pool.members[0].state is State.STALE
     with pytest.raises(NoWorkerLeft, match="4 requests wait and no rollout worker can take them: rollout-0 is stale"):
         one_worker.generate(requests_for(4))
     learner.call("misbehave")
-    assert one_worker.publish(1, learner) == ["rollout-0"]
+    assert one_worker.sync_weights(1, learner) == ["rollout-0"]
     assert len(one_worker.generate(requests_for(4))) == 4
 
 
@@ -69,14 +69,14 @@ def test_a_publication_cut_off_leaves_no_way_to_the_torn_weights(
     learner.call("perturb", 1)
     learner.call("misbehave", fail_after=3)
     with pytest.raises(RuntimeError, match="interrupted on purpose"):
-        one_worker.publish(1, learner)
+        one_worker.sync_weights(1, learner)
     [member] = one_worker.pool.members
     assert member.state is State.STALE and "interrupted on purpose" in member.cause
     with pytest.raises(TornWeights):  # even for whoever asks the worker behind the pool's back
         ray.get(member.actor.probe.remote(np.zeros(4, dtype=np.int32)))
     assert ray.get(member.actor.version.remote()) is None
     learner.call("misbehave")
-    assert one_worker.publish(1, learner) == ["rollout-0"]
+    assert one_worker.sync_weights(1, learner) == ["rollout-0"]
     assert _difference(one_worker, learner) <= 1e-5
 
 
@@ -85,16 +85,16 @@ def test_a_publication_that_leaves_a_parameter_out_is_refused_by_its_name(
 ) -> None:
     learner.call("misbehave", left_out="model.norm.weight")
     with pytest.raises(NoWorkerLeft, match=r"IncompleteWeights: 1 parameters were not sent, such as \['model.norm"):
-        one_worker.publish(1, learner)
+        one_worker.sync_weights(1, learner)
     learner.call("misbehave")
-    assert one_worker.publish(1, learner) == ["rollout-0"]
+    assert one_worker.sync_weights(1, learner) == ["rollout-0"]
 
 
 def test_requests_wait_while_a_publication_is_under_way(
     one_worker: RunningPool, learner: LearnerRanks, requests_for: Requests
 ) -> None:
     async def both() -> list:
-        publication = asyncio.create_task(one_worker.pool.publish(7, learner))
+        publication = asyncio.create_task(one_worker.pool.sync_weights(7, learner))
         await asyncio.sleep(0)
         rollouts = [rollout async for rollout in one_worker.pool.generate(requests_for(3))]
         assert publication.done()

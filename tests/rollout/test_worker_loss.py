@@ -65,7 +65,7 @@ def test_a_killed_workers_requests_are_answered_by_the_other(
     assert (died.kind, died.worker, redispatched.kind) == ("died", "rollout-1", "redispatched")
     assert 0 < len(redispatched.requests) <= seen_loads[1]
     # The pool goes on with whoever is left, publications too.
-    assert two_workers.publish(1, learner) == ["rollout-0"]
+    assert two_workers.sync_weights(1, learner) == ["rollout-0"]
 
 
 def test_an_engine_that_fails_in_a_living_process_is_a_dead_worker(
@@ -83,6 +83,6 @@ def test_an_engine_that_fails_in_a_living_process_is_a_dead_worker(
 
 def _spoil_a_layer(worker: RolloutWorker) -> None:
     """Make the next forward pass raise, for real."""
-    stepper = worker._engine._stepper
+    stepper = worker._engine._engine_thread
     model = stepper.llm.model_executor.driver_worker.worker.model_runner.get_model()
     model.model.norm.weight = torch.nn.Parameter(torch.zeros(3))

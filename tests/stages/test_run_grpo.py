@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
 from rlhf_ray.driver.checkpointer import TrainingState, load_state
-from rlhf_ray.driver.run_logger import NO_SIGNAL, Journal
+from rlhf_ray.driver.run_logger import NO_SIGNAL, RunLogger
 from rlhf_ray.runs.events import read_events
 from rlhf_ray.runs.ledger import LedgerEntry, read_ledger
 from rlhf_ray.runs.metrics import read_metrics
@@ -114,14 +114,14 @@ def test_metrics_tell_of_both(finished):
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_bit_by_bit(finished, inputs, tiny_model, tmp_path, monkeypatch):
     """The same groups dropped, the same demonstrations taken, the same weights."""
-    record = Journal.record
+    record = RunLogger.record
 
-    def record_and_be_told(journal: Journal, state: TrainingState, *rest: object) -> None:
+    def record_and_be_told(journal: RunLogger, state: TrainingState, *rest: object) -> None:
         record(journal, state, *rest)
         if state.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Journal, "record", record_and_be_told)
+    monkeypatch.setattr(RunLogger, "record", record_and_be_told)
     settings, folder = config(tmp_path, inputs, tiny_model, checkpoint_every=100), RunFolder(tmp_path / finished.name)
     with pytest.raises(RunStopped, match=f"after step 1 of {STEPS}"):
         run(settings)

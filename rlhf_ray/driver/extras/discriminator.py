@@ -107,7 +107,7 @@ DISCRIMINATOR = "discriminator"
 
 
 @dataclass(frozen=True)
-class Judgement:
+class DiscriminatorOutput:
     """How well a batch's samples are told from as many demonstrations."""
 
     logits: np.ndarray
@@ -120,7 +120,7 @@ class Judgement:
     """Mean f of the demonstrations less that of the samples, nats; at the optimum the sum of both KLs between their densities."""
 
     @classmethod
-    def of(cls, logits: np.ndarray, demonstrations: np.ndarray, smoothing: float) -> Judgement:
+    def of(cls, logits: np.ndarray, demonstrations: np.ndarray, smoothing: float) -> DiscriminatorOutput:
         """From f of the samples and of demonstrations, float32."""
         both = torch.from_numpy(np.concatenate([demonstrations, logits]))
         side = np.arange(len(both)) < len(demonstrations)
@@ -140,7 +140,7 @@ class Judgement:
         return 0.5 * (self.accuracy_samples + self.accuracy_demonstrations)
 
 
-class Imitation:
+class Discriminator:
     """The discriminator's learner, what it is shown, and the old samples it is reminded of."""
 
     def __init__(
@@ -153,24 +153,24 @@ class Imitation:
         self.replayed = self.settings.replay.per_pass(config.batch_size) if self.settings.replay else 0
         self.replay = Replay(kept * config.batch_size)
 
-    async def judge(self, experiences: Sequence[Experience], step: int) -> Judgement:
+    async def judge(self, experiences: Sequence[Experience], step: int) -> DiscriminatorOutput:
         """f = log D − log(1 − D) of every sample, and of as many of the demonstrations that step `step` will learn from."""
         samples = _samples(experiences)
         shown = self._shown(step)[0]
         shown = shown.select(np.arange(min(len(samples), len(shown))))
         logits = await self.learner.evaluate(samples.joined(shown))
-        return Judgement.of(logits[: len(samples)], logits[len(samples) :], self.settings.smoothing)
+        return DiscriminatorOutput.of(logits[: len(samples)], logits[len(samples) :], self.settings.smoothing)
 
-    def trusts(self, judgement: Judgement) -> bool:
+    def trusts(self, judgement: DiscriminatorOutput) -> bool:
         """Whether the discriminator tells the two sides apart well enough to reward anybody."""
         return judgement.accuracy >= self.settings.trusted_accuracy
 
-    def policy_waits(self, judgement: Judgement) -> bool:
+    def policy_waits(self, judgement: DiscriminatorOutput) -> bool:
         """Whether nothing at all rewards the batch."""
         others = self.config.reward.has_sources or self.config.environment or self.config.teacher
         return not self.trusts(judgement) and not others
 
-    def rewarded(self, experiences: Sequence[Experience], judgement: Judgement) -> list[Experience]:
+    def rewarded(self, experiences: Sequence[Experience], judgement: DiscriminatorOutput) -> list[Experience]:
         """The batch with the discriminator's part in every score; it counts in the total where it is trusted."""
         parts = imitation_reward(torch.from_numpy(judgement.logits), self.settings.clip).tolist()
         weight = self.settings.weight if self.trusts(judgement) else 0.0
@@ -179,7 +179,9 @@ class Imitation:
             for e, part in zip(experiences, parts, strict=True)
         ]
 
-    async def learn(self, experiences: Sequence[Experience], judgement: Judgement, step: int) -> dict[str, float]:
+    async def learn(
+        self, experiences: Sequence[Experience], judgement: DiscriminatorOutput, step: int
+    ) -> dict[str, float]:
         """The optimizer steps of PPO step `step`, as long as the discriminator is not accurate enough; the metrics.
 
         Whether one more is needed is read off the judgement, then off each update, which measures its batch before it steps.
@@ -212,7 +214,7 @@ class Imitation:
         count, epochs = self.config.batch_size + self.replayed, self.settings.epochs
         return [self.demonstrations.take((step * epochs + epoch) * count, count) for epoch in range(epochs)]
 
-    def _metrics(self, judgement: Judgement, results: Sequence[StepResult], planned: int) -> dict[str, float]:
+    def _metrics(self, judgement: DiscriminatorOutput, results: Sequence[StepResult], planned: int) -> dict[str, float]:
         metrics = {
             "discriminator/loss": judgement.loss,
             "discriminator/accuracy": judgement.accuracy,

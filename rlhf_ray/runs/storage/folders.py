@@ -122,7 +122,7 @@ def delete_folder(store: Store, name: str) -> None:
     store.delete(f"{MANIFESTS}/{name}.json")
 
 
-def here(model: str) -> str:
+def fetch(model: str) -> str:
     """The folder of a model on this node: a path as it is, and of a reference (`portable`) what the store holds, fetched.
 
     Raises:

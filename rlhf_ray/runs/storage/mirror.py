@@ -138,7 +138,7 @@ class Mirror:
         for path, subfolders, files in os.walk(self.folder):
             place = Path(path)
             name = place.relative_to(self.folder).as_posix()
-            if place != self.folder and ("config.json" in files or sealed.MANIFEST in files):
+            if place != self.folder and ("config.json" in files or atomic_checkpoint.MANIFEST in files):
                 found.add(name)
                 subfolders.clear()
                 continue

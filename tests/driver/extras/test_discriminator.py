@@ -9,21 +9,21 @@ import pytest
 
 from rlhf_ray.batch import pack_sequences
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.driver.extras.discriminator import Imitation, Judgement
+from rlhf_ray.driver.extras.discriminator import Discriminator, DiscriminatorOutput
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.types import Experience, Prompt, Rollout, RolloutRequest, Score
 
 LIKE, UNLIKE = np.asarray([2.0, 1.0, 9.0], dtype=np.float32), np.asarray([-1.0, 0.5, -9.0], dtype=np.float32)
 
 
-def imitation(**ppo) -> Imitation:
+def imitation(**ppo) -> Discriminator:
     fields = {
         "batch_size": 3,
         "reward": {"model": None},
         "discriminator": {"minibatches": 1, "clip": 4.0, "weight": 2.0},
     }
     batch = pack_sequences([np.asarray([5, 6])], [np.asarray([False, True])])
-    return Imitation(PpoConfig.model_validate(fields | ppo), None, DemonstrationSource(batch, 0), 0)
+    return Discriminator(PpoConfig.model_validate(fields | ppo), None, DemonstrationSource(batch, 0), 0)
 
 
 def experiences(total: float, parts: dict[str, float]) -> list[Experience]:
@@ -36,17 +36,19 @@ def experiences(total: float, parts: dict[str, float]) -> list[Experience]:
 
 
 def test_figures():
-    judgement = Judgement.of(UNLIKE, LIKE, smoothing=0.0)
+    judgement = DiscriminatorOutput.of(UNLIKE, LIKE, smoothing=0.0)
     assert judgement.accuracy_demonstrations == 1 and judgement.accuracy_samples == pytest.approx(2 / 3)
     assert judgement.accuracy == pytest.approx(5 / 6)
     assert judgement.score_gap == pytest.approx(4 + 9.5 / 3)
     expected = sum(math.log1p(math.exp(-f)) for f in LIKE) / 6 + sum(math.log1p(math.exp(f)) for f in UNLIKE) / 6
     assert judgement.loss == pytest.approx(expected, rel=1e-5)
-    assert Judgement.of(np.zeros(3, np.float32), np.zeros(5, np.float32), 0.1).loss == pytest.approx(math.log(2))
+    assert DiscriminatorOutput.of(np.zeros(3, np.float32), np.zeros(5, np.float32), 0.1).loss == pytest.approx(
+        math.log(2)
+    )
 
 
 def test_its_part_is_clipped_weighed_and_added():
-    judge, judgement = imitation(), Judgement.of(UNLIKE, LIKE, 0.0)
+    judge, judgement = imitation(), DiscriminatorOutput.of(UNLIKE, LIKE, 0.0)
     scored = judge.rewarded(experiences(1.0, {"rule": 1.0}), judgement)
     assert [e.score.parts for e in scored] == [{"rule": 1.0, "discriminator": f} for f in (-1.0, 0.5, -4.0)]
     assert [e.score.total for e in scored] == [-1.0, 2.0, -7.0]
@@ -59,7 +61,10 @@ FUNCTIONS = {"reward": {"model": None, "functions": [{"name": "rule", "function"
 @pytest.mark.parametrize(("ppo", "waits"), [({}, True), (FUNCTIONS, False)], ids=["alone", "beside a rule"])
 def test_one_that_cannot_tell_them_apart_rewards_nobody(ppo, waits):
     """Half of both sides are taken for the other."""
-    judge, judgement = imitation(**ppo), Judgement.of(np.asarray([-1.0, 1.0, 0.0], np.float32), LIKE - LIKE, 0.0)
+    judge, judgement = (
+        imitation(**ppo),
+        DiscriminatorOutput.of(np.asarray([-1.0, 1.0, 0.0], np.float32), LIKE - LIKE, 0.0),
+    )
     assert judgement.accuracy == 0.5
     scored = judge.rewarded(experiences(1.0, {"rule": 1.0}), judgement)
     assert [e.score.total for e in scored] == [1.0] * 3 and [e.score.parts["discriminator"] for e in scored] == [
