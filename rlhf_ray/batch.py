@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from rlhf_ray.types import Rollout
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -183,6 +185,14 @@ def pack_sequences(sequences: Sequence[np.ndarray], target_masks: Sequence[np.nd
         token_ids=np.concatenate(sequences).astype(np.int32, copy=False),
         lengths=np.asarray([len(s) for s in sequences], dtype=np.int64),
         target_mask=np.concatenate(target_masks).astype(bool, copy=False),
+    )
+
+
+def pack_rollouts(rollouts: Sequence[Rollout]) -> Batch:
+    """The prompt and the response of each rollout, end to end; the targets are the tokens that the policy chose."""
+    return pack_sequences(
+        [np.concatenate([r.prompt.token_ids, r.token_ids]) for r in rollouts],
+        [np.concatenate([np.zeros(len(r.prompt.token_ids), dtype=bool), r.chosen]) for r in rollouts],
     )
 
 

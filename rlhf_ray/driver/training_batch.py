@@ -17,9 +17,8 @@ from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.distillation import per_token_advantages
 from rlhf_ray.algorithms.kl import sequence_kl
 from rlhf_ray.algorithms.rewards import score_unfinished, soft_overlong_punishment, token_rewards
-from rlhf_ray.batch import Batch, to_rows
+from rlhf_ray.batch import Batch, pack_rollouts, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.rewards.sequences import sequences
 from rlhf_ray.types import Experience, Rollout
 
 
@@ -45,7 +44,9 @@ class TrainingBatch:
 def collate(experiences: Sequence[Experience]) -> Batch:
     """Token ids and the columns that rollouts bring along."""
     rollouts = [experience.rollout for experience in experiences]
-    batch = sequences(rollouts).with_columns(rollout_logprobs=np.concatenate([r.logprobs[r.chosen] for r in rollouts]))
+    batch = pack_rollouts(rollouts).with_columns(
+        rollout_logprobs=np.concatenate([r.logprobs[r.chosen] for r in rollouts])
+    )
     if experiences[0].reference_logprobs is None:
         return batch
     return batch.with_columns(reference_logprobs=np.concatenate([e.reference_logprobs for e in experiences]))

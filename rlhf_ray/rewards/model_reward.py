@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rlhf_ray.algorithms.reward_quality import combine, disagreement
-from rlhf_ray.batch import Batch, pack, pad
+from rlhf_ray.batch import Batch, pack, pack_rollouts, pad
 from rlhf_ray.config.reward import RewardConfig, RewardModelSource
 from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.heads import SequenceScores
@@ -22,7 +22,6 @@ from rlhf_ray.models.loading import load_scalar_model
 from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.models.reward_heads import normalisation
 from rlhf_ray.rewards.answers import RewardError, checked
-from rlhf_ray.rewards.sequences import sequences
 from rlhf_ray.types import Rollout
 
 
@@ -72,7 +71,7 @@ class ModelReward:
 
     def raw(self, rollouts: Sequence[Rollout]) -> np.ndarray:
         """float64 [K, n]: what each member says, not normalised."""
-        batch = sequences(rollouts)
+        batch = pack_rollouts(rollouts)
         return np.stack(
             [score_sequences(m.scorer, batch, self.budget, self.device, self.packing) for m in self.members]
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rlhf_ray.batch import ModelInput, pack, pad
+from rlhf_ray.batch import ModelInput, pack, pack_rollouts, pad
 from rlhf_ray.config.reward import RewardConfig, ScorerConfig
 from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.heads import TokenLogprobs
@@ -17,7 +17,6 @@ from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.http import Keys, Usage
 from rlhf_ray.rewards.model_reward import EnsembleScore, ModelReward
-from rlhf_ray.rewards.sequences import sequences
 from rlhf_ray.rewards.sources import RewardSource, build_sources
 from rlhf_ray.runs.storage.folders import fetch
 from rlhf_ray.runs.storage.location import local
@@ -112,7 +111,7 @@ class ReferenceWorker:
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """float32 [C] per rollout: log-probabilities, in nats and at the sampling temperature, of the C tokens that the policy
         chose."""
-        batch = sequences(rollouts)
+        batch = pack_rollouts(rollouts)
         (plan,) = plan_micro_batches(batch.lengths, 1, self.budget, packing=self.packing).micro_batches
         lay_out = pack if self.packing else pad
         flat = [self._forward(lay_out(batch.select(indices), self.device)) for indices in plan]

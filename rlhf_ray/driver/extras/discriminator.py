@@ -21,13 +21,12 @@ from rlhf_ray.algorithms.adversarial import (
     imitation_reward,
     is_sufficient,
 )
-from rlhf_ray.batch import Batch
+from rlhf_ray.batch import Batch, pack_rollouts
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.learner.deepspeed_engine import learning_rate
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.sharded_model import StepResult
-from rlhf_ray.rewards.sequences import sequences
 from rlhf_ray.types import Experience, Score
 
 
@@ -234,5 +233,5 @@ _REPLAY = "discriminator_replay.safetensors"
 
 def _samples(experiences: Sequence[Experience]) -> Batch:
     """Of an episode the last turn, as a response to all that was said before it."""
-    batch = sequences([experience.rollout.final_turn for experience in experiences])
+    batch = pack_rollouts([experience.rollout.final_turn for experience in experiences])
     return scored_at_end(batch.token_ids, batch.lengths)
