@@ -35,11 +35,10 @@ def check(
     from typing import get_args
 
     from rlhf_ray.data.check import check as check_contents
-    from rlhf_ray.data.check import read_all
+    from rlhf_ray.data.check import count_tokens, load_for_counting, read_all
     from rlhf_ray.data.formats import Format
     from rlhf_ray.data.rows import DataError
     from rlhf_ray.data.tables import print_check, print_rows
-    from rlhf_ray.data.tokens import count_tokens, load_for_counting
 
     if format not in get_args(Format):
         raise DataError(f"--format {format}: allowed are {', '.join(get_args(Format))}")

@@ -20,8 +20,7 @@ from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.models.loading import check_same_tokenizer, load_tokenizer
 from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.http import Usage, read_keys
-from rlhf_ray.rewards.pool import ScoringPool
-from rlhf_ray.rewards.workers import ReferenceWorker, RewardWorker, TeacherWorker
+from rlhf_ray.rewards.workers import ReferenceWorker, RewardWorker, ScoringPool, TeacherWorker
 from rlhf_ray.rollout.pool import RolloutPool, WorkerEvent
 from rlhf_ray.runs.storage.location import portable
 from rlhf_ray.runs.storage.session import run_folder

@@ -10,8 +10,7 @@ import ray
 from rlhf_ray.config.reward import RewardConfig, RewardFunctionSource
 from rlhf_ray.config.section import Workers
 from rlhf_ray.rewards.answers import RewardError
-from rlhf_ray.rewards.pool import ScoringPool
-from rlhf_ray.rewards.workers import RewardWorker
+from rlhf_ray.rewards.workers import RewardWorker, ScoringPool
 
 
 async def start(functions, tiny_model, count: int) -> ScoringPool:
