@@ -50,7 +50,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: file missing, no YAML mapping, bad override, or any field that does not validate.
     """
-    return parse_config(_read(path, overrides), str(path))
+    return parse_config(read_values(path, overrides), str(path))
 
 
 def load_serving(path: Path | None, overrides: Sequence[str] = ()) -> ServingConfig:
@@ -59,10 +59,15 @@ def load_serving(path: Path | None, overrides: Sequence[str] = ()) -> ServingCon
     Raises:
         ConfigError: as `load_config`.
     """
-    return _validated(ServingConfig, _read(path, overrides), str(path or "serving"))
+    return _validated(ServingConfig, read_values(path, overrides), str(path or "serving"))
 
 
-def _read(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+def read_values(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a config file with overrides applied, before validation; no file is an empty one.
+
+    Raises:
+        ConfigError: the file is missing or holds no YAML mapping, or an override is malformed.
+    """
     values = {} if path is None else _read_file(path)
     for override in overrides:
         _apply(values, override)

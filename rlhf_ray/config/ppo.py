@@ -65,7 +65,7 @@ class PpoConfig(Section):
     value_model: str | None = None
     """Folder that the value model starts from; None: the reward model, or the policy's where there is none."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    """How rewards become gradients."""
+    """Advantages, policy loss, KL penalty and aggregation of the loss."""
     rollout: RolloutConfig = RolloutConfig()
     """Generation."""
     policy: LearnerConfig = LearnerConfig()
