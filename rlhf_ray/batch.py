@@ -192,7 +192,7 @@ def pack_rollouts(rollouts: Sequence[Rollout]) -> Batch:
     """The prompt and the response of each rollout, end to end; the targets are the tokens that the policy chose."""
     return pack_sequences(
         [np.concatenate([r.prompt.token_ids, r.token_ids]) for r in rollouts],
-        [np.concatenate([np.zeros(len(r.prompt.token_ids), dtype=bool), r.chosen]) for r in rollouts],
+        [np.concatenate([np.zeros(len(r.prompt.token_ids), dtype=bool), r.sampled_mask]) for r in rollouts],
     )
 
 

@@ -1,7 +1,7 @@
-"""The one flow of data: a `Prompt` becomes a `Rollout`, is scored into an `Experience`, and is packed into a `Batch`.
+"""The data of a run: a `Prompt` becomes a `Rollout`, is scored into an `Experience`, and is packed into a `Batch`.
 
-Invariants: every object here is immutable; a rollout's identity is (run, prompt id, sample index) and its seed is a hash of
-that, so that a lost rollout can be generated again, token for token; every token knows the policy version that sampled it.
+Invariants: every object here is immutable. A rollout is identified by (run, prompt id, sample index), and its seed is a hash of
+these, so a lost rollout can be generated again, token for token. Every token knows the policy version that sampled it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any, Literal
 import numpy as np
 
 PolicyVersion = int
-"""Number of optimizer updates of the policy behind a set of weights; 0 is the policy that training starts from."""
+"""Number of a policy: 0 is the one that training starts from, and each PPO step gives the rollout workers the next one."""
 
 FinishReason = Literal["stop", "length"]
-"""Why a response ended: the model said so (EOS or a stop token), or the token limit was reached."""
+"""Why a response ended: `stop`, the model produced an end token; `length`, it reached the token limit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What the policy is asked."""
+    """A conversation that the policy continues."""
 
     id: str
-    """Unique within a run, and the same in every attempt at it."""
+    """Unique within a run; the same when the run is resumed."""
     token_ids: np.ndarray
     """int32 [P], chat template applied."""
     messages: tuple[dict[str, str], ...]
     """The conversation so far, as `{"role", "content"}`."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Whatever the data file said beside the conversation; reward functions read it."""
+    """Further fields of the data file's row; reward functions and environments read them."""
 
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One response to sample: what a rollout worker is sent."""
+    """One rollout to generate."""
 
     prompt: Prompt
     sample_index: int
@@ -49,39 +49,39 @@ class RolloutRequest:
 
 @dataclass(frozen=True)
 class Turn:
-    """What the policy said at one time in an episode, and what came of it."""
+    """One turn of the policy in an episode, and the environment's answer to it."""
 
     start: int
-    """Its first token's place in the rollout."""
+    """Index of its first token in the rollout."""
     stop: int
-    """The place behind its last one."""
+    """Index after its last token."""
     text: str
-    """Without special tokens and space around it."""
+    """The decoded tokens, without special tokens and surrounding white space."""
     reward: float = 0.0
-    """The environment's, for this turn."""
-    answer: tuple[dict[str, str], ...] = ()
-    """What the environment said next; its tokens stand between this turn and the next. Nothing behind the last turn."""
+    """The environment's reward for this turn."""
+    observation: tuple[dict[str, str], ...] = ()
+    """The environment's messages after this turn; their tokens stand before the next turn. Empty for the last turn."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """What follows a prompt: one sampled response, or the turns of an episode with what an environment said between them.
+    """What follows a prompt: one sampled response, or an episode of several turns with the environment's messages between them.
 
-    T is its length in tokens, the end-of-sequence tokens included.
+    T is its length in tokens, including end-of-sequence tokens.
     """
 
     request: RolloutRequest
     token_ids: np.ndarray
-    """int32 [T], as they were sampled; the last is the policy's."""
+    """int32 [T], as they were sampled; the last token is sampled by the policy."""
     logprobs: np.ndarray
-    """float32 [T], nats: log-probability of each sampled token under the engine that sampled it, after temperature; 0 where
-    the environment spoke."""
+    """float32 [T], nats: log-probability of each token in the engine that sampled it, after temperature; 0 for the
+    environment's tokens."""
     versions: np.ndarray
-    """int32 [T]: the policy version that sampled each token; `NOT_SAMPLED` where the environment spoke."""
+    """int32 [T]: the policy version that sampled each token; `NOT_SAMPLED` for the environment's tokens."""
     finish_reason: FinishReason
-    """Of the last turn; `length`, too, where the context had no room for another."""
+    """Why the last turn ended; `length` also if the context has no room for another turn."""
     turns: tuple[Turn, ...] = ()
-    """The policy's turns in an environment. Without one, `()`: every token is the policy's."""
+    """The policy's turns in an environment; `()` without an environment, where the policy samples every token."""
 
     @property
     def id(self) -> str:
@@ -92,26 +92,26 @@ class Rollout:
         return self.request.prompt
 
     @property
-    def chosen(self) -> np.ndarray:
-        """bool [T]: tokens that the policy chose."""
+    def sampled_mask(self) -> np.ndarray:
+        """bool [T]: the tokens that the policy sampled."""
         mask = np.full(len(self), not self.turns)
         for turn in self.turns:
             mask[turn.start : turn.stop] = True
         return mask
 
     @property
-    def chosen_count(self) -> int:
-        """Number of tokens that the policy chose."""
+    def sampled_count(self) -> int:
+        """Number of tokens that the policy sampled."""
         return sum(turn.stop - turn.start for turn in self.turns) if self.turns else len(self)
 
     @property
     def final_turn(self) -> Rollout:
-        """The last turn as a response of its own, to a prompt that goes up to it: what somebody who reads it judges."""
+        """The last turn as a rollout of its own, whose prompt is everything before it: rewards are given for this."""
         if len(self.turns) < 2:
             return self
         start, messages = self.turns[-1].start, list(self.prompt.messages)
         for turn in self.turns[:-1]:
-            messages += [{"role": "assistant", "content": turn.text}, *turn.answer]
+            messages += [{"role": "assistant", "content": turn.text}, *turn.observation]
         prompt_ids = np.concatenate([self.prompt.token_ids, self.token_ids[:start]])
         prompt = replace(self.prompt, token_ids=prompt_ids, messages=tuple(messages))
         return Rollout(
@@ -124,20 +124,20 @@ class Rollout:
 
 
 NOT_SAMPLED: PolicyVersion = -1
-"""Version of a token that no policy chose."""
+"""Version of a token that no policy sampled."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a reward worker says of one rollout."""
+    """The reward of one rollout."""
 
     total: float
-    """The scalar that the policy is trained on."""
+    """The reward that the policy is trained on."""
     parts: dict[str, float]
-    """The score of each source (`model`, a function's name), before its weight; for metrics and samples."""
+    """The reward of each source (`model`, the name of a function, …) before its weight; for metrics and samples."""
 
     def with_turns(self, rollout: Rollout) -> Score:
-        """The same with the rewards that an environment gave for its turns, as a part of their own."""
+        """This score plus the environment's rewards for the rollout's turns, which become a part named `environment`."""
         if not rollout.turns:
             return self
         reward = sum(turn.reward for turn in rollout.turns)
@@ -145,19 +145,19 @@ class Score:
 
 
 ENVIRONMENT = "environment"
-"""Name of the part of a score that an environment gave."""
+"""Name of the environment's part of a score."""
 
 
 @dataclass(frozen=True, eq=False)
 class Experience:
-    """A rollout with everything that other actors said of it."""
+    """A rollout with its score and the log-probabilities that other models give its tokens."""
 
     rollout: Rollout
     score: Score
     reference_logprobs: np.ndarray | None
-    """float32, nats, of the frozen reference policy, one for each token that the policy chose; None where no KL needs it."""
+    """float32 [`sampled_count`], nats: log-probabilities under the frozen reference policy; None if no KL term needs them."""
     teacher_logprobs: np.ndarray | None = None
-    """The same of the teacher; None where none gives advantages."""
+    """float32 [`sampled_count`], nats: log-probabilities under the teacher; None if no teacher gives advantages."""
 
     @property
     def id(self) -> str:
@@ -165,11 +165,11 @@ class Experience:
 
 
 def rollout_seed(run: str, prompt_id: str, sample_index: int) -> int:
-    """A 63-bit seed from a rollout's identity; never from a stream, so that order and retries change nothing."""
+    """A 63-bit seed: a hash of the rollout's identity, so it does not depend on order or retries."""
     digest = hashlib.blake2b(f"{run}\0{prompt_id}\0{sample_index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def turn_seed(seed: int, turn: int) -> int:
-    """The seed of a rollout's `turn`-th turn (from 0): that of the rollout for the first, a hash of both for others."""
+    """The seed of turn `turn` of a rollout: the rollout's own seed for turn 0, a hash of both for later turns."""
     return seed if turn == 0 else rollout_seed("turn", str(seed), turn)

@@ -101,7 +101,7 @@ class PpoLoop:
         ready = TokenBatcher(self.config.reward.batch_tokens, group)
         async with asyncio.TaskGroup() as scoring:
             with self.journal.timer("rollout"):
-                async with aclosing(self.roles.episodes.run(requests)) as rollouts:
+                async with aclosing(self.roles.generate(requests)) as rollouts:
                     async for rollout in rollouts:
                         if isinstance(rollout, EnvironmentFailed):
                             await self.drop(rollout.prompt_id, rollout, self.config.environment.on_error)

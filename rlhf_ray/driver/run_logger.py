@@ -42,8 +42,8 @@ def step_metrics(
 ) -> dict[str, float | None]:
     """Everything that is logged of a step, `state` being the one after it."""
     totals = np.asarray([e.score.total for e in experiences])
-    lengths = np.asarray([e.rollout.chosen_count for e in experiences])
-    ages = np.concatenate([state.step - 1 - e.rollout.versions[e.rollout.chosen] for e in experiences])
+    lengths = np.asarray([e.rollout.sampled_count for e in experiences])
+    ages = np.concatenate([state.step - 1 - e.rollout.versions[e.rollout.sampled_mask] for e in experiences])
     tokens = int(prepared.batch.lengths.sum())
     metrics: dict[str, float | None] = {
         "kl/coefficient": state.kl.beta,

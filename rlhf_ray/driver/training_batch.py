@@ -45,7 +45,7 @@ def collate(experiences: Sequence[Experience]) -> Batch:
     """Token ids and the columns that rollouts bring along."""
     rollouts = [experience.rollout for experience in experiences]
     batch = pack_rollouts(rollouts).with_columns(
-        rollout_logprobs=np.concatenate([r.logprobs[r.chosen] for r in rollouts])
+        rollout_logprobs=np.concatenate([r.logprobs[r.sampled_mask] for r in rollouts])
     )
     if experiences[0].reference_logprobs is None:
         return batch
@@ -125,14 +125,14 @@ def shaped_scores(experiences: Sequence[Experience], algorithm: AlgorithmConfig,
     finished = torch.from_numpy(_finished(experiences))
     scores = score_unfinished(scores, finished, penalty=algorithm.missing_eos_penalty or 0.0)
     if (overlong := algorithm.overlong) is not None:
-        lengths = torch.tensor([e.rollout.chosen_count for e in experiences])
+        lengths = torch.tensor([e.rollout.sampled_count for e in experiences])
         scores += soft_overlong_punishment(lengths, max_new_tokens, overlong.buffer_tokens, overlong.penalty)
     return scores
 
 
 def turn_rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
     """float32 [M]: what environments gave for each turn, at the turn's last token; 0 elsewhere."""
-    column = np.zeros(sum(rollout.chosen_count for rollout in rollouts), dtype=np.float32)
+    column = np.zeros(sum(rollout.sampled_count for rollout in rollouts), dtype=np.float32)
     end = 0
     for rollout in rollouts:
         for turn in rollout.turns:

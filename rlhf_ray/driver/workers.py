@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
@@ -66,7 +66,7 @@ class Roles:
     config: RewardConfig = RewardConfig()
     """Of the reward."""
     episodes: EpisodeRunner | None = None
-    """Generates rollouts by the pool, turn by turn where there is an environment."""
+    """Plays episodes of an environment on the pool; None without an environment."""
     discriminator: LearnerGroup | None = None
 
     @classmethod
@@ -97,9 +97,14 @@ class Roles:
             raise
         started = {role: task.result() for role, task in tasks.items()}
         names = ("reward", "reference", "policy", "value", "teacher")
-        episodes = EpisodeRunner(pool, tokenizer, config.ppo.environment, config.context_tokens)
+        environment = config.ppo.environment
+        episodes = environment and EpisodeRunner(pool, tokenizer, environment, config.context_tokens)
         discriminator = started.get("discriminator")
         return cls(pool, *(started.get(name) for name in names), config.ppo.reward, episodes, discriminator)
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> AsyncGenerator[Rollout | EnvironmentFailed]:
+        """A rollout for each request as they finish, straight from the pool or, with an environment, an episode each."""
+        return self.pool.generate(requests) if self.episodes is None else self.episodes.run(requests)
 
     async def rollouts(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """A rollout for each request, in their order.
@@ -108,7 +113,7 @@ class Roles:
             EnvironmentFailed: for the first that has none.
         """
         by_id: dict[str, Rollout] = {}
-        async with aclosing(self.episodes.run(requests)) as arriving:
+        async with aclosing(self.generate(requests)) as arriving:
             async for rollout in arriving:
                 if isinstance(rollout, EnvironmentFailed):
                     raise rollout

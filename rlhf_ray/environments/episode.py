@@ -1,17 +1,18 @@
-"""One episode as its tokens: the turns of the policy as they were sampled, and what was said between them. Pure.
+"""One episode as tokens: the policy's turns as they were sampled, and the environment's messages between them. Pure functions.
 
-Invariants: a turn's ids are never changed, and never tokenised again; an episode ends with a turn of the policy: what the
-environment says last is shown to nobody; it ends exactly once, and always within the context.
+Invariants: sampled token ids are never changed and never tokenised again; an episode ends with a turn of the policy, so the
+environment's last observation is not part of it; an episode always fits into the context.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from rlhf_ray.config.environment import EnvironmentConfig
-from rlhf_ray.environments.base import Environment, Message, Step
+from rlhf_ray.environments.base import Environment, Message, Step, messages_of
 from rlhf_ray.environments.template import TurnRenderer
 from rlhf_ray.types import NOT_SAMPLED, FinishReason, Rollout, RolloutRequest, Turn, turn_seed
 
@@ -21,84 +22,88 @@ class Limits:
     """What an episode may not exceed."""
 
     turns: int
-    """Of the policy."""
+    """Turns of the policy."""
     observation_tokens: int
-    """Of one answer of the environment."""
+    """Tokens of one observation."""
     context: int
-    """Tokens of the prompt and all that follows."""
+    """Tokens of the prompt and everything after it."""
 
     @classmethod
-    def of(cls, config: EnvironmentConfig | None, context: int) -> Limits:
-        """Without an environment there is one turn, and nobody answers."""
-        return cls(1, 0, context) if config is None else cls(config.max_turns, config.max_observation_tokens, context)
+    def of(cls, config: EnvironmentConfig, context: int) -> Limits:
+        """The limits of a configured environment."""
+        return cls(config.max_turns, config.max_observation_tokens, context)
 
 
 class ObservationTooLong(ValueError):
-    """The environment said more than is allowed."""
+    """An observation has more tokens than the configuration allows."""
+
+
+class _Segment(NamedTuple):
+    """The tokens of one turn of the policy, or of one observation; the columns are those of a `Rollout`."""
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
 
 
 @dataclass
 class Episode:
-    """What has been said so far."""
+    """An episode that is not finished yet."""
 
     request: RolloutRequest
-    """Its prompt has what the environment said first."""
-    environment: Environment | None = None
-    """None: the episode is one turn."""
-    rendered: str = ""
-    """The conversation as text; not needed where nobody answers."""
+    """Its prompt includes what the environment's `reset` returned."""
+    environment: Environment
+    rendered: str
+    """The conversation as text, up to the policy's next turn."""
     turns: list[Turn] = field(default_factory=list)
-    _segments: list[Rollout] = field(default_factory=list)
-    """The policy's turns and, between them, the environment's answers, each as token ids, log-probabilities, versions."""
+    _segments: list[_Segment] = field(default_factory=list)
+    """The policy's turns and the observations between them."""
 
     @property
     def next_request(self) -> RolloutRequest:
-        """What an engine is asked for: the conversation's tokens, and the turn's own seed."""
+        """The request for the next turn: its prompt is the conversation's tokens, and it has a seed of its own."""
+        if not self.turns:
+            return self.request
         prompt_ids = np.concatenate([self.request.prompt.token_ids, *(part.token_ids for part in self._segments)])
         prompt = replace(self.request.prompt, token_ids=prompt_ids)
         return replace(self.request, prompt=prompt, seed=turn_seed(self.request.seed, len(self.turns)))
 
     def add(self, sampled: Rollout, step: Step, renderer: TurnRenderer, limits: Limits) -> Rollout | None:
-        """Add the policy's next turn and the answer to it. The whole rollout, if this ends the episode.
+        """Add the policy's next turn and the environment's step. Returns the whole rollout if the episode ends here.
 
-        A turn that hit the token limit ends it, since it has no end that an answer could follow. An answer that leaves no
-        room for another turn is not appended, and the episode ends by its length.
+        A turn that reached the token limit ends the episode, because it has no end that an observation could follow. An
+        observation that leaves no room for another turn is not added, and the episode ends with `length`.
 
         Raises:
-            ObservationTooLong, TemplateRefused: the answer cannot be used.
+            ObservationTooLong, TemplateRefused: the observation cannot be used.
         """
-        start = sum(len(part) for part in self._segments)
-        self._segments.append(sampled)
-        if self.environment is None:
-            return self._finished(sampled.finish_reason)
+        start = sum(len(part.token_ids) for part in self._segments)
+        self._segments.append(_Segment(sampled.token_ids, sampled.logprobs, sampled.versions))
         turn = Turn(start, start + len(sampled), renderer.text(sampled.token_ids), step.reward)
         before, self.turns = self._messages, [*self.turns, turn]
         if step.done or sampled.finish_reason == "length" or len(self.turns) == limits.turns:
             return self._finished(sampled.finish_reason)
-        self.rendered, ids = renderer.continuation(
-            self.rendered, before, turn.text, step.observation, int(sampled.token_ids[-1])
-        )
+        observation = messages_of(step.observation)
+        end = int(sampled.token_ids[-1])
+        self.rendered, ids = renderer.continuation(self.rendered, before, turn.text, observation, end)
         if len(ids) > limits.observation_tokens:
             raise ObservationTooLong(
-                f"an answer has {len(ids)} tokens and environment.max_observation_tokens is {limits.observation_tokens}"
+                f"an observation has {len(ids)} tokens; environment.max_observation_tokens is {limits.observation_tokens}"
             )
         if len(self.request.prompt.token_ids) + turn.stop + len(ids) >= limits.context:
             return self._finished("length")
-        self.turns[-1] = replace(turn, answer=tuple(step.observation))
-        nothing = np.zeros(len(ids), dtype=np.float32)
-        self._segments.append(
-            Rollout(self.request, ids, nothing, np.full(len(ids), NOT_SAMPLED, dtype=np.int32), "stop")
-        )
+        self.turns[-1] = replace(turn, observation=observation)
+        versions = np.full(len(ids), NOT_SAMPLED, dtype=np.int32)
+        self._segments.append(_Segment(ids, np.zeros(len(ids), dtype=np.float32), versions))
         return None
 
     @property
     def _messages(self) -> tuple[Message, ...]:
         messages = list(self.request.prompt.messages)
         for turn in self.turns:
-            messages += [{"role": "assistant", "content": turn.text}, *turn.answer]
+            messages += [{"role": "assistant", "content": turn.text}, *turn.observation]
         return tuple(messages)
 
     def _finished(self, reason: FinishReason) -> Rollout:
-        columns = ("token_ids", "logprobs", "versions")
-        joined = (np.concatenate([getattr(part, name) for part in self._segments]) for name in columns)
-        return Rollout(self.request, *joined, reason, tuple(self.turns))
+        token_ids, logprobs, versions = map(np.concatenate, zip(*self._segments, strict=True))
+        return Rollout(self.request, token_ids, logprobs, versions, reason, tuple(self.turns))

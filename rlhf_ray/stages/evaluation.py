@@ -68,7 +68,7 @@ async def answer(
         truth = numbers(source.score([rollout.final_turn for rollout in rollouts]))
     kl = None if references[0] is None else _mean_kl(rollouts, references)
     rewards = np.asarray([math.nan if isinstance(s, RewardError) or not s.parts else s.total for s in scores])
-    return Answers(tuple(texts), np.asarray([r.chosen_count for r in rollouts]), rewards, truth, kl)
+    return Answers(tuple(texts), np.asarray([r.sampled_count for r in rollouts]), rewards, truth, kl)
 
 
 def summarise(
@@ -136,4 +136,4 @@ def write_samples(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, A
 
 def _mean_kl(rollouts: Sequence[Rollout], references: Sequence[np.ndarray]) -> float:
     pairs = zip(rollouts, references, strict=True)
-    return float(np.mean([float((r.logprobs[r.chosen] - ref).sum()) for r, ref in pairs]))
+    return float(np.mean([float((r.logprobs[r.sampled_mask] - ref).sum()) for r, ref in pairs]))

@@ -16,6 +16,7 @@ from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.config.section import Workers
 from rlhf_ray.data.tokenize import encode_prompt
+from rlhf_ray.driver.workers import Roles
 from rlhf_ray.environments.base import EnvironmentFailed, Step
 from rlhf_ray.environments.runner import EpisodeRunner
 from rlhf_ray.models.loading import load_tokenizer
@@ -108,8 +109,9 @@ def play(pool: RolloutPool, talking_model: Path) -> Callable[..., list[Rollout |
 
     def run(config: EnvironmentConfig | None, requests: Sequence[RolloutRequest], context: int = CONTEXT) -> list:
         async def collect() -> list:
-            runner = EpisodeRunner(pool, load_tokenizer(talking_model), config, context)
-            async with aclosing(runner.run(requests)) as arriving:
+            episodes = config and EpisodeRunner(pool, load_tokenizer(talking_model), config, context)
+            roles = Roles(pool, None, None, None, None, episodes=episodes)
+            async with aclosing(roles.generate(requests)) as arriving:
                 return [item async for item in arriving]
 
         return asyncio.run(collect())

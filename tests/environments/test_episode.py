@@ -43,15 +43,19 @@ def test_several_turns_become_one_rollout(episode, renderer):
     first = turn(episode, renderer, "Order?")
     assert episode.add(first, AGAIN, renderer, LIMITS) is None
     second = turn(episode, renderer, "On its way.")
-    rollout = episode.add(second, Step("nobody reads this", 2.0, done=True), renderer, LIMITS)
+    rollout = episode.add(second, Step("not part of the rollout", 2.0, done=True), renderer, LIMITS)
     assert rollout.request is episode.request and rollout.finish_reason == "stop"
-    assert rollout.token_ids[rollout.chosen].tolist() == [*first.token_ids, *second.token_ids], "as they were sampled"
-    heard = renderer.tokenizer.decode(rollout.token_ids[~rollout.chosen])
+    assert rollout.token_ids[rollout.sampled_mask].tolist() == [*first.token_ids, *second.token_ids], (
+        "as they were sampled"
+    )
+    heard = renderer.tokenizer.decode(rollout.token_ids[~rollout.sampled_mask])
     assert heard == "\n<|im_start|>user\nWhich order?<|im_end|>\n<|im_start|>assistant\n"
-    assert rollout.chosen_count == len(first) + len(second) == rollout.chosen.sum() and rollout.chosen[-1]
-    assert (rollout.logprobs[~rollout.chosen] == 0).all() and (rollout.versions[~rollout.chosen] == NOT_SAMPLED).all()
-    assert rollout.logprobs[rollout.chosen].tolist() == [*first.logprobs, *second.logprobs]
-    assert [(t.text, t.reward, t.answer) for t in rollout.turns] == [
+    assert rollout.sampled_count == len(first) + len(second) == rollout.sampled_mask.sum() and rollout.sampled_mask[-1]
+    assert (rollout.logprobs[~rollout.sampled_mask] == 0).all() and (
+        rollout.versions[~rollout.sampled_mask] == NOT_SAMPLED
+    ).all()
+    assert rollout.logprobs[rollout.sampled_mask].tolist() == [*first.logprobs, *second.logprobs]
+    assert [(t.text, t.reward, t.observation) for t in rollout.turns] == [
         ("Order?", 0.5, AGAIN.observation),
         ("On its way.", 2.0, ()),
     ]
@@ -59,9 +63,7 @@ def test_several_turns_become_one_rollout(episode, renderer):
 
 
 def test_the_next_turn_is_asked_for_with_everything_so_far_and_its_own_seed(episode, renderer):
-    first_request = episode.next_request
-    assert first_request.seed == episode.request.seed, "the rollout's own"
-    assert first_request.prompt.token_ids.tolist() == episode.request.prompt.token_ids.tolist()
+    assert episode.next_request is episode.request, "the first turn has the rollout's own seed, and nothing is copied"
     first = turn(episode, renderer, "Order?")
     episode.add(first, AGAIN, renderer, LIMITS)
     request = episode.next_request
@@ -80,7 +82,7 @@ def test_the_last_turn_by_itself_is_what_somebody_judges(episode, renderer):
     final = rollout.final_turn
     roles = [message["role"] for message in final.prompt.messages]
     assert roles == ["user", "assistant", "user"] and final.id == rollout.id
-    assert renderer.text(final.token_ids) == "On its way." and final.chosen.all()
+    assert renderer.text(final.token_ids) == "On its way." and final.sampled_mask.all()
     whole = [np.concatenate([r.prompt.token_ids, r.token_ids]).tolist() for r in (rollout, final)]
     assert whole[0] == whole[1], "a reward model reads the same"
 
@@ -93,7 +95,7 @@ def test_a_truncated_turn_ends_the_episode_and_keeps_its_reward(episode, rendere
 def test_the_last_allowed_turn_ends_the_episode(episode, renderer):
     assert episode.add(turn(episode, renderer, "a"), AGAIN, renderer, replace(LIMITS, turns=2)) is None
     rollout = episode.add(turn(episode, renderer, "b"), AGAIN, renderer, replace(LIMITS, turns=2))
-    assert rollout.finish_reason == "stop" and len(rollout.turns) == 2 and rollout.turns[-1].answer == ()
+    assert rollout.finish_reason == "stop" and len(rollout.turns) == 2 and rollout.turns[-1].observation == ()
 
 
 @pytest.mark.parametrize(("room", "ends"), [(0, True), (1, False)])
@@ -114,9 +116,7 @@ def test_an_answer_that_is_too_long_is_refused(episode, renderer):
 
 
 def test_without_an_environment_the_response_is_the_rollout(episode, renderer):
-    alone = Episode(episode.request)
-    sampled = turn(alone, renderer, "On its", "length")
-    rollout = alone.add(sampled, Step(done=True), renderer, Limits.of(None, 256))
-    assert rollout.turns == () and rollout.chosen.all() and rollout.finish_reason == "length"
-    assert rollout.token_ids.tolist() == sampled.token_ids.tolist() and rollout.chosen_count == len(sampled)
+    rollout = turn(episode, renderer, "On its", "length")
+    assert rollout.turns == () and rollout.sampled_mask.all() and rollout.finish_reason == "length"
+    assert rollout.sampled_count == len(rollout) and rollout.final_turn is rollout
     assert Score(1.0, {}).with_turns(rollout) == Score(1.0, {})

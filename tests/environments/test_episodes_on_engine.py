@@ -38,7 +38,9 @@ def test_every_request_is_answered_once_and_within_limits(episodes):
     assert max(len(rollout.turns) for rollout in episodes) > 2
     for rollout in episodes:
         assert len(rollout.prompt.token_ids) + len(rollout) <= 160 and len(rollout.turns) <= 4
-        assert rollout.chosen[0] and rollout.chosen[-1] and (rollout.versions[rollout.chosen] == 0).all()
+        assert (
+            rollout.sampled_mask[0] and rollout.sampled_mask[-1] and (rollout.versions[rollout.sampled_mask] == 0).all()
+        )
 
 
 def test_learner_and_engine_agree_on_every_chosen_token(episodes, talking_model: Path):
@@ -48,13 +50,13 @@ def test_learner_and_engine_agree_on_every_chosen_token(episodes, talking_model:
     with torch.no_grad():
         logprobs = policy(pad(batch))[0].numpy()
     assert np.abs(logprobs - batch.rollout_logprobs).max() <= 1e-5
-    assert len(logprobs) == sum(rollout.chosen_count for rollout in episodes) < sum(map(len, episodes))
+    assert len(logprobs) == sum(rollout.sampled_count for rollout in episodes) < sum(map(len, episodes))
 
 
 def test_the_reference_worker_answers_for_chosen_tokens(episodes, talking_model: Path):
     worker = ReferenceWorker(ScorerConfig(workers=Workers(threads=1), micro_batch_tokens=256), str(talking_model), 1.0)
     for rollout, logprobs in zip(episodes, worker.logprobs(episodes), strict=True):
-        np.testing.assert_allclose(logprobs, rollout.logprobs[rollout.chosen], atol=1e-5)
+        np.testing.assert_allclose(logprobs, rollout.logprobs[rollout.sampled_mask], atol=1e-5)
 
 
 def test_episodes_can_be_had_again_in_other_company(play, ask, environment, episodes):
@@ -89,8 +91,11 @@ def test_failures_are_answers_and_leave_the_others_alone(play, ask, environment)
 
 
 def test_without_an_environment_it_is_the_pool(play, ask, pool):
-    rollouts = play(None, ask(8))
-    assert all(rollout.turns == () and rollout.chosen.all() and len(rollout) <= 24 for rollout in rollouts)
+    requests = ask(8)
+    rollouts = play(None, requests)
+    sent = {request.id: request for request in requests}
+    assert all(rollout.request is sent[rollout.id] for rollout in rollouts), "no request is copied"
+    assert all(rollout.turns == () and rollout.sampled_mask.all() and len(rollout) <= 24 for rollout in rollouts)
     assert all(member.load == 0 for member in pool.members)
 
 
@@ -107,12 +112,12 @@ def test_advantages_are_those_of_the_episode_without_its_holes(episodes):
     start = 0
     for index, rollout in enumerate(episodes):
         rewards, full_values = np.zeros(len(rollout), dtype=np.float32), np.full(len(rollout), 1e6, dtype=np.float32)
-        full_values[rollout.chosen] = values[start : start + rollout.chosen_count]
+        full_values[rollout.sampled_mask] = values[start : start + rollout.sampled_count]
         for turn in rollout.turns:
             rewards[turn.stop - 1] += turn.reward
         rewards[-1] += index
-        tensors = (torch.from_numpy(x)[None] for x in (rewards, full_values, rollout.chosen))
-        expected = gae(*tensors, 0.98, 0.9)[0][0].numpy()[rollout.chosen]
-        actual = prepared.batch.advantages[start : start + rollout.chosen_count]
+        tensors = (torch.from_numpy(x)[None] for x in (rewards, full_values, rollout.sampled_mask))
+        expected = gae(*tensors, 0.98, 0.9)[0][0].numpy()[rollout.sampled_mask]
+        actual = prepared.batch.advantages[start : start + rollout.sampled_count]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
-        start += rollout.chosen_count
+        start += rollout.sampled_count
