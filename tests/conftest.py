@@ -15,6 +15,26 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
 
+FAST = "not engine"
+"""The selection of `make test-fast`: tests that start neither Ray nor vLLM."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses the shared Ray as an `engine` test; other tests that start engines carry the mark themselves."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(autouse=True)
+def fast_tests_start_no_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test of the fast tier that has started Ray or loaded vLLM."""
+    yield
+    if request.config.getoption("markexpr") == FAST:
+        ray = sys.modules.get("ray")
+        started = ray is not None and hasattr(ray, "is_initialized") and ray.is_initialized()
+        assert not started and "vllm" not in sys.modules, "this test starts an engine: mark it with pytest.mark.engine"
+
 
 @pytest.fixture(scope="session")
 def ray_cluster():

@@ -11,7 +11,7 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig, ShardingConfig
 from rlhf_ray.config.supervised import RewardModelConfig
-from rlhf_ray.learner import engine
+from rlhf_ray.learner import deepspeed_engine
 from rlhf_ray.learner.objectives import Objective, discriminator_objective, policy_objective
 from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
@@ -29,7 +29,7 @@ class RankWorker:
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world, self.algorithm = rank, world, ALGORITHM
-        engine.prepare_process(1, use_gpu=False)
+        deepspeed_engine.prepare_process(1, use_gpu=False)
 
     def free_port(self) -> int:
         with socket.socket() as probe:
@@ -37,7 +37,7 @@ class RankWorker:
             return probe.getsockname()[1]
 
     def join(self, port: int) -> None:
-        engine.join_group(self.rank, self.world, "127.0.0.1", port, use_gpu=False)
+        deepspeed_engine.join_group(self.rank, self.world, "127.0.0.1", port, use_gpu=False)
 
     def load(self, model: str) -> nn.Module:
         return TokenLogprobs(load_causal_lm(model))
@@ -70,7 +70,7 @@ class RankWorker:
             packing=packing,
             lora=lora,
         )
-        wrapped = engine.build(lambda: self.load(model), config)
+        wrapped = deepspeed_engine.build(lambda: self.load(model), config)
         learner = ShardedModel(wrapped, config, self.rank, self.world)
         gradients: dict[str, np.ndarray] = {}
         step = wrapped.step

@@ -24,7 +24,7 @@ from rlhf_ray.driver.prompts import PromptSource
 from rlhf_ray.driver.run_logger import RunLogger
 from rlhf_ray.driver.training_batch import collate
 from rlhf_ray.driver.workers import Roles
-from rlhf_ray.learner import engine
+from rlhf_ray.learner import deepspeed_engine
 from rlhf_ray.learner.actor import Learner, LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.sharded_model import ShardedModel
@@ -63,7 +63,7 @@ class FreshLearner(Learner):
 
     def restart(self, algorithm: AlgorithmConfig) -> None:
         self.spec = replace(self.spec, algorithm=algorithm)
-        wrapped = engine.build(self._load, self.spec.config)
+        wrapped = deepspeed_engine.build(self._load, self.spec.config)
         self.model = ShardedModel(wrapped, self.spec.config, self.rank, self.world_size)
 
 

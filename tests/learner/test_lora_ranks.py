@@ -11,7 +11,7 @@ import torch
 
 from rlhf_ray.batch import Batch
 from rlhf_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig, ShardingConfig
-from rlhf_ray.learner import engine
+from rlhf_ray.learner import deepspeed_engine
 from rlhf_ray.learner.sharded_model import ShardedModel
 from tests.learner.rank_worker import RankWorker, ragged_batch
 
@@ -26,7 +26,9 @@ class LoraRank(RankWorker):
         config = LearnerConfig(
             sharding=ShardingConfig(zero_stage=stage), optimizer=OptimizerConfig(max_grad_norm=1e9), lora=LORA
         )
-        self.learner = ShardedModel(engine.build(lambda: self.load(model), config), config, self.rank, self.world)
+        self.learner = ShardedModel(
+            deepspeed_engine.build(lambda: self.load(model), config), config, self.rank, self.world
+        )
 
     def steps(self, batch: Batch, count: int) -> list[float]:
         """Losses, of steps over all sequences on each rank."""
