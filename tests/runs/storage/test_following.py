@@ -80,6 +80,7 @@ def test_where_no_run_is(uri):
         pass
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("uri", ["s3"], indirect=True)
 def test_an_outage_is_said_once(s3_server, uri):
     said: list[str] = []

@@ -152,6 +152,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_never_all_of_them(store, 
         pull(store, tmp_path / "third", said.append)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("store", ["s3"], indirect=True)  # the other client tries for 20 s inside each call
 def test_an_outage_is_said_once_and_made_good(s3_server, store, tmp_path):
     run = tmp_path / "here"
