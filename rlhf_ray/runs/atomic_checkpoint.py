@@ -1,7 +1,7 @@
-"""Numbered folders that are written whole or not at all, and checked byte by byte before they are used.
+"""Numbered checkpoint folders that are written completely or not at all, and are checked byte by byte before they are used.
 
-Protocol: `tmp_step_N` → whoever writes → SHA-256 manifest → fsync → rename to `step_N` → fsync of the parent. A folder without
-a complete, matching manifest is not one.
+Protocol: write into `tmp_step_N`, add a manifest of SHA-256 digests, fsync, rename to `step_N`, fsync the parent. A folder without
+a complete and matching manifest is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Content = TypeVar("Content")
 
 
 class NotACheckpoint(InputError, ValueError):
-    """A folder is no complete, unchanged checkpoint."""
+    """A folder is not a complete, unchanged checkpoint."""
 
 
 def begin(folder: Path, step: int) -> Path:
-    """An empty folder to write into; what interrupted attempts left behind is removed."""
+    """Create an empty temporary folder to write into, and remove what interrupted attempts left behind."""
     for leftover in folder.glob("tmp_step_*"):
         shutil.rmtree(leftover)
     temporary = folder / f"tmp_step_{step}"
@@ -34,9 +34,9 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def seal(temporary: Path) -> Path:
-    """Manifest, fsync, rename; where the folder is from now on."""
+    """Write the manifest, fsync, and rename; returns the final path."""
     final = temporary.with_name(temporary.name.removeprefix("tmp_"))
-    manifest = {str(p.relative_to(temporary)): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+    manifest = {str(p.relative_to(temporary)): file_sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (temporary, *temporary.rglob("*")):
         _fsync(path)
@@ -48,19 +48,19 @@ def seal(temporary: Path) -> Path:
 
 
 def keep_newest(folder: Path, count: int, up_to: int) -> None:
-    """Remove all but the newest `count` of those up to step `up_to`.
+    """Remove all checkpoints up to step `up_to` except the newest `count`.
 
-    A newer folder, which a resumed run passed over as damaged, must not count among those that are kept.
+    Newer ones, which a resumed run skipped because they are damaged, must not count among those that are kept.
     """
     for old in [step for step in _steps(folder) if step <= up_to][:-count]:
         shutil.rmtree(folder / f"step_{old}")
 
 
 def verify(checkpoint: Path, needed: str) -> None:
-    """Compare a folder with its manifest, which must list the file `needed`.
+    """Compare a checkpoint with its manifest, which must list the file `needed`.
 
     Raises:
-        NotACheckpoint: naming the folder and what is missing or differs.
+        NotACheckpoint: names the folder and what is missing or different.
     """
     if not (checkpoint / MANIFEST).is_file():
         raise NotACheckpoint(f"{checkpoint} is not a checkpoint: it has no {MANIFEST}")
@@ -72,26 +72,26 @@ def verify(checkpoint: Path, needed: str) -> None:
             path = checkpoint / name
             if not path.is_file():
                 raise NotACheckpoint(f"checkpoint {checkpoint} is incomplete: {name} is missing")
-            if _sha256(path) != digest:
+            if file_sha256(path) != digest:
                 raise NotACheckpoint(f"checkpoint {checkpoint} is damaged: {name} does not match its SHA-256")
     except NotACheckpoint:
         raise
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        # A manifest with flipped bits is no UTF-8, no JSON, or JSON of another shape.
+        # A manifest with flipped bits may be invalid UTF-8, invalid JSON, or JSON of another shape.
         raise NotACheckpoint(f"checkpoint {checkpoint} is damaged: {error}") from error
 
 
 def newest(
     folder: Path, read: Callable[[Path], Content], on_damaged: Callable[[str], None]
 ) -> tuple[Path, Content] | None:
-    """The newest folder that can be read, and its content; None where there is none at all.
+    """Find the newest checkpoint that can be read; returns its path and content, or None if the folder has no checkpoints.
 
     Args:
-        read: verifies a folder and reads it, or raises NotACheckpoint.
-        on_damaged: told about each newer one that was passed over.
+        read: verifies and reads a checkpoint, or raises NotACheckpoint.
+        on_damaged: called with a message for each newer checkpoint that is skipped.
 
     Raises:
-        NotACheckpoint: there are some and none of them is whole; starting afresh would hide the loss.
+        NotACheckpoint: there are checkpoints and all of them are damaged; starting from scratch would hide the loss.
     """
     steps = _steps(folder)
     for step in reversed(steps):
@@ -106,14 +106,15 @@ def newest(
     return None
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _steps(folder: Path) -> list[int]:
     names = (path.name.removeprefix("step_") for path in folder.glob("step_*"))
     return sorted(int(name) for name in names if name.isdigit())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

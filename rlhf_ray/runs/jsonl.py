@@ -1,7 +1,7 @@
-"""JSON Lines files that survive crashes: append whole lines, skip a torn last one, cut back to a step on resume.
+"""JSON Lines files that survive crashes: lines are appended whole, a torn last line is skipped, and a resume cuts the file back.
 
-Invariants: one process appends to a file; every line but the last is valid, strict JSON (no NaN, no Infinity); a line
-without its newline is torn and counts as never written.
+Invariants: one process appends to a file; every line except the last is valid, strict JSON (no NaN, no Infinity); a last line
+without a newline is torn and counts as never written.
 """
 
 from __future__ import annotations
@@ -19,13 +19,63 @@ from rlhf_ray.runs.run_folder import atomic_write
 
 
 class DamagedLine(InputError, ValueError):
-    """A whole line of a log is not what its writer writes: the file was damaged, or edited."""
+    """A complete line of a log is not a valid record: the file was damaged or edited."""
+
+
+class Closeable:
+    """A log that can be used in a `with` block, which closes it."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class JsonLines(Closeable):
+    """An append-only file. A line survives a crash of the process once `append` returns, and a crash of the machine after `sync`."""
+
+    def __init__(self, path: str | Path, keep_until_step: int | None) -> None:
+        """Open a file for appending.
+
+        Args:
+            keep_until_step: records with a larger `step` are removed first; None keeps all. A torn last line is always removed.
+
+        Raises:
+            DamagedLine: a complete line is not a record.
+        """
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.last: dict[str, Any] | None = _cut_back(self.path, keep_until_step)
+        self._file = open(self.path, "ab")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record. Raises ValueError for NaN or an infinity, and TypeError for values that JSON does not have."""
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+        # UTF-8 cannot hold a lone surrogate; `backslashreplace` writes it as JSON's own escape sequence.
+        self._file.write(line.encode(errors="backslashreplace"))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until everything appended is on disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and close; closing twice is allowed."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file; none where there is no file. A torn last line is skipped.
+    """Yield the records of a file; a missing file has none. A torn last line is skipped.
 
-    Raises DamagedLine naming file and line where a whole line is not a JSON object: that is damage, not a crash.
+    Raises DamagedLine, which names file and line, if a complete line is not a JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -38,7 +88,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def last_record(path: str | Path, block: int = 1 << 16) -> dict[str, Any] | None:
-    """The newest whole record, without reading the rest; None where there is none. Raises DamagedLine where it is no record."""
+    """Read the last complete record without reading the rest; None if there is none. Raises DamagedLine if it is not a record."""
     path = Path(path)
     if not path.exists():
         return None
@@ -54,60 +104,33 @@ def last_record(path: str | Path, block: int = 1 << 16) -> dict[str, Any] | None
     return None
 
 
-class Closing:
-    """A log that its `with` block closes."""
+def parse_line(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
+    """Parse one line of a file; `number` None means the last complete line.
 
-    def close(self) -> None:
-        raise NotImplementedError
+    Raises DamagedLine, which names file and line, if it is not a JSON object.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise damaged_line(path, number, f"not JSON ({error}). Restore or remove the line.") from error
+    if not isinstance(record, dict):
+        what = f"a JSON object was expected, not {type(record).__name__}. Restore or remove the line."
+        raise damaged_line(path, number, what)
+    return record
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class JsonLines:
-    """An append-only file. A line survives this process when `append` returns, and the machine after `sync`."""
-
-    def __init__(self, path: str | Path, keep_until_step: int | None) -> None:
-        """Open for appending, after dropping a torn last line and every record whose `step` is above `keep_until_step`.
-
-        None drops nothing but the torn line. Raises DamagedLine where a whole line is no record.
-        """
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.last: dict[str, Any] | None = _cut(self.path, keep_until_step)
-        self._file = open(self.path, "ab")
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one record. Raises ValueError where it holds NaN or an infinity, TypeError where JSON cannot hold
-        it."""
-        line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
-        # A lone surrogate, which UTF-8 cannot hold, becomes the escape by which JSON writes it.
-        self._file.write(line.encode(errors="backslashreplace"))
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Wait until everything appended is on the disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Sync and close; closing twice is harmless."""
-        if not self._file.closed:
-            self.sync()
-            self._file.close()
+def damaged_line(path: Path, number: int | None, problem: str) -> DamagedLine:
+    """An error that names the file and the line; `number` None means the last complete line."""
+    return DamagedLine(f"{path}, {'last complete line' if number is None else f'line {number}'}: {problem}")
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no NaN and no infinity: null stands for both."""
+    """JSON has neither NaN nor infinities: they are written as null."""
     return float(value) if math.isfinite(value) else None
 
 
-def _cut(path: Path, keep_until_step: int | None) -> dict[str, Any] | None:
-    """Rewrite the file without what must go, atomically and only where something must; the last record that stays."""
+def _cut_back(path: Path, keep_until_step: int | None) -> dict[str, Any] | None:
+    """Remove later records and a torn last line, atomically and only if there are any; returns the last record that stays."""
     if not path.exists():
         return None
     kept: list[bytes] = []
@@ -122,23 +145,3 @@ def _cut(path: Path, keep_until_step: int | None) -> dict[str, Any] | None:
     if len(whole := b"".join(kept)) < len(data):
         atomic_write(path, whole)
     return last
-
-
-def parse_line(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
-    """The record of one line; `number` None: the last whole one.
-
-    Raises DamagedLine naming file and line where it holds none.
-    """
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise damaged(path, number, f"not JSON ({error}). Restore or remove the line.") from error
-    if not isinstance(record, dict):
-        what = f"a JSON object was expected, not {type(record).__name__}. Restore or remove the line."
-        raise damaged(path, number, what)
-    return record
-
-
-def damaged(path: Path, number: int | None, what: str) -> DamagedLine:
-    """What is wrong with a line, and where it is; `number` None: the last whole one."""
-    return DamagedLine(f"{path}, {'last whole line' if number is None else f'line {number}'}: {what}")

@@ -1,8 +1,7 @@
-"""The metrics of a stage: one JSON object per step, the same figures in TensorBoard and as Ray gauges.
+"""metrics.jsonl: one record per step of a stage, also written to TensorBoard and exported as Ray gauges.
 
-Invariants: steps increase from record to record, so a step is recorded at most once; a log that resumes at step N
-holds the steps up to N and no other; a figure that is not finite is recorded as null, never as invalid JSON and never
-as a number.
+Invariants: steps increase from record to record, so a step is recorded at most once; a log that resumes at step N holds the steps
+up to N only; a value that is not finite is recorded as null, never as a number or as invalid JSON.
 """
 
 from __future__ import annotations
@@ -15,19 +14,20 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from rlhf_ray.runs.jsonl import Closing, JsonLines, finite_or_none, read_jsonl
-from rlhf_ray.telemetry.prometheus import StepGauges
+from rlhf_ray.runs.jsonl import Closeable, JsonLines, finite_or_none, read_jsonl
 from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.telemetry.prometheus import StepGauges
 
 
-class MetricsLog(Closing):
-    """Where a stage records its figures. Names are the catalogue's (`rlhf_ray.telemetry.names`)."""
+class MetricsLog(Closeable):
+    """Records the metrics of a stage. Names are those of the catalogue (`rlhf_ray.telemetry.names`)."""
 
     def __init__(self, folder: RunFolder, stage: str = "ppo", resume_step: int | None = None) -> None:
-        """Open the stage's log.
+        """Open the log of a stage.
 
-        `resume_step=None` starts an empty log. N continues from the state after step N: later records, which a crash
-        left behind, are dropped, and TensorBoard is told to forget them.
+        Args:
+            resume_step: continue after this step; later records, which a crash left behind, are removed, also from TensorBoard.
+                None starts an empty log.
         """
         path = folder.stage_metrics(stage)
         if resume_step is None:
@@ -40,43 +40,42 @@ class MetricsLog(Closing):
         self._gauges = StepGauges(folder.name, stage)
 
     def log(self, step: int, metrics: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
-        """Record the figures of one step; None and figures that are not finite become null. Returns the record.
+        """Record the metrics of one step; None and values that are not finite become null. Returns the record.
 
-        Raises ValueError where the step is not above the last one, or a name is `step` or `timestamp`, which the record
-        uses itself; TypeError, naming the metric, where a value is no number.
+        Raises:
+            ValueError: the step is not larger than the last one, or a metric is named `step` or `timestamp`.
+            TypeError: a value is not a number; the message names the metric.
         """
         if step <= self._last_step:
             raise ValueError(
-                f"{self._lines.path}: step {step} comes after step {self._last_step}; a step is recorded once, "
-                f"in order. To continue from an earlier state, open the log with resume_step."
+                f"{self._lines.path}: step {step} comes after step {self._last_step}; steps are recorded once and in order. "
+                "To continue from an earlier state, open the log with resume_step."
             )
         if reserved := {"step", "timestamp"} & metrics.keys():
-            raise ValueError(f"{min(reserved)!r} is not a metric's name: every record has that field of its own.")
-        figures = {name: _number(name, value) for name, value in metrics.items()}
-        record = {"step": step, "timestamp": round(time.time(), 3), **figures}
+            raise ValueError(f"{min(reserved)!r} cannot be the name of a metric: every record has its own field of that name.")
+        values = {name: _number(name, value) for name, value in metrics.items()}
+        record = {"step": step, "timestamp": round(time.time(), 3), **values}
         self._lines.append(record)
         self._last_step = step
-        for name, value in figures.items():
+        for name, value in values.items():
             if value is not None:
                 self._tensorboard.add_scalar(name, value, step)
-        self._gauges.set(figures)
+        self._gauges.set(values)
         return record
 
     def sync(self) -> None:
-        """Wait until every record is on the disk: before a checkpoint is declared whole, so that it knows no lost
-        step."""
+        """Wait until all records are on disk. Call it before a checkpoint is complete, so that no checkpoint has a lost step."""
         self._lines.sync()
         self._tensorboard.flush()
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync to disk and close."""
         self._lines.close()
         self._tensorboard.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a metrics file in the order of their steps; empty where there is no file. A torn last line is
-    skipped."""
+    """Read the records of a metrics file in the order of their steps; a missing file has none. A torn last line is skipped."""
     return list(read_jsonl(path))
 
 

@@ -1,8 +1,7 @@
-"""A run's folder: where everything is, who may write to it, and how a file is replaced.
+"""A run's folder: where everything is, which process may write to it, and how a file is replaced atomically.
 
-Invariants: at most one process holds a folder (`RunFolder.claim`), and the claim ends with that process, however it
-ends; a fresh run never starts over what another run left; a file written by `atomic_write` is seen whole or not at
-all.
+Invariants: at most one process holds a folder (`RunFolder.claim`), and the claim ends with that process, however it ends; a new run
+never overwrites an earlier one; readers of a file that `atomic_write` wrote see all of the old or all of the new content.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from typing import Literal
 from rlhf_ray.errors import InputError
 
 Stage = Literal["sft", "reward_model", "ppo", "evaluation"]
-"""The stages of a run, in their order."""
+"""The stages of a run, in order."""
 
 
 class RunFolderError(InputError, RuntimeError):
-    """A run folder cannot be used as asked."""
+    """A run folder is missing, in use, or already holds a run."""
 
 
 class RunFolderBusy(RunFolderError):
-    """Another process runs in the folder."""
+    """Another process is running in the folder."""
 
 
 class RunFolderTaken(RunFolderError):
-    """A fresh run was asked for in a folder that holds a run already."""
+    """A new run would start in a folder that already holds a run."""
 
 
 QUALITY = "quality.json"
-"""In a reward model's folder: how good it is on held-out labels (`algorithms.reward_quality.RewardQuality`)."""
+"""File in a reward model's folder: its quality on held-out labels (`algorithms.reward_quality.RewardQuality`)."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of one run. It holds no open file, so it can be sent to the other processes of the run."""
+    """The paths of one run. It holds no open files, so it can be sent to other processes."""
 
     path: Path
 
@@ -65,32 +64,32 @@ class RunFolder:
 
     @property
     def events(self) -> Path:
-        """Faults, joins, departures, drops with reasons, checkpoints, publications."""
+        """Faults, worker changes, drops with reasons, checkpoints, weight publications."""
         return self.path / "events.jsonl"
 
     @property
     def samples(self) -> Path:
-        """Responses of the policy in training, with their reward by source."""
+        """Responses of the policy during training, with the reward from each source."""
         return self.path / "samples.jsonl"
 
     @property
     def evaluation(self) -> Path:
-        """The headline figures, for programs."""
+        """The headline figures as JSON."""
         return self.path / "evaluation.json"
 
     @property
     def evaluation_samples(self) -> Path:
-        """Answers of the base, SFT and PPO policies to the same prompts."""
+        """Answers of the base, SFT and PPO policies to the same held-out prompts."""
         return self.path / "evaluation_samples.jsonl"
 
     @property
     def report(self) -> Path:
-        """The self-contained page for people."""
+        """The self-contained HTML report."""
         return self.path / "report.html"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of `step_N/` folders."""
+        """Folder that contains the `step_N/` checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -104,17 +103,17 @@ class RunFolder:
         return self.path / "reward_model"
 
     def reward_member(self, member: int) -> Path:
-        """Of an ensemble, counted from 1: the first is `reward_model`, the others are `reward_model_2`, …"""
+        """Folder of an ensemble member, counted from 1: `reward_model`, then `reward_model_2`, …"""
         return self.reward_model if member == 1 else self.path / f"reward_model_{member}"
 
     @property
     def reward_ensemble(self) -> Path:
-        """How good the ensemble is, where there is one."""
+        """Quality of the ensemble, if the run has one."""
         return self.path / "reward_ensemble.json"
 
     @property
     def reward_quality(self) -> Path:
-        """How good the reward is on held-out labels; not there for marks."""
+        """Quality of the reward on held-out comparisons; the file is missing if the labels are ratings."""
         return self.reward_ensemble if self.reward_ensemble.is_file() else self.reward_model / QUALITY
 
     @property
@@ -124,33 +123,33 @@ class RunFolder:
 
     @property
     def published(self) -> Path:
-        """Versions that the run gave to an endpoint, as long as they are served."""
+        """Versions that the run published to an endpoint, for as long as they are served."""
         return self.path / "published"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's log directory, one run per stage in it."""
+        """TensorBoard's log directory, with one run per stage."""
         return self.path / "tensorboard"
 
     def stage_metrics(self, stage: str) -> Path:
-        """The metrics file of a stage (`ppo`, `sft`, `reward_model_2`, …): PPO's is the run's own, others lie by their models."""
+        """The metrics file of a stage (`ppo`, `sft`, `reward_model_2`, …); that of PPO is in the run's folder, others in their model's."""
         return self.metrics if stage == "ppo" else self.path / stage / "metrics.jsonl"
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run has left anything here, finished or not."""
-        marks = (self.config, self.metrics, self.checkpoints, self.sft, self.reward_model, self.policy, self.evaluation)
-        return any(mark.exists() for mark in marks)
+        """Whether the folder holds a run, finished or not."""
+        files = (self.config, self.metrics, self.checkpoints, self.sft, self.reward_model, self.policy, self.evaluation)
+        return any(file.exists() for file in files)
 
     @contextmanager
     def claim(self, resume: bool = False) -> Iterator[RunFolder]:
-        """Create the folder if need be and hold it until the block or the process ends.
+        """Create the folder if necessary and hold it until the block or the process ends.
 
-        `resume=True` accepts a folder that holds a run, and one that holds none: a job that its cluster restarts can
-        say `--resume` always.
+        `resume=True` accepts a folder with or without a run, so a job that its cluster may restart can always use `--resume`.
 
-        Raises RunFolderBusy where another process holds the folder, and RunFolderTaken where a fresh run would start
-        over an old one.
+        Raises:
+            RunFolderBusy: another process holds the folder.
+            RunFolderTaken: a new run would overwrite an earlier one.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _exclusive(self.path / "run.lock", self.path):
@@ -163,9 +162,9 @@ class RunFolder:
 
 
 def put_aside(folder: RunFolder) -> Path | None:
-    """Rename a folder that holds a run to the first free of `NAME.1`, `NAME.2`, …; its new path, or None where there was none.
+    """Rename a run's folder to the first free of `NAME.1`, `NAME.2`, …; returns the new path, or None if there was no folder.
 
-    Raises RunFolderBusy where a process runs in it.
+    Raises RunFolderBusy if a process is running in it.
     """
     if not folder.path.is_dir():
         return None
@@ -176,7 +175,7 @@ def put_aside(folder: RunFolder) -> Path | None:
 
 @contextmanager
 def _exclusive(lock: Path, folder: Path) -> Iterator[None]:
-    # The lock file is never deleted: whoever opened it before a deletion would lock a file that nobody else can see.
+    # The lock file is never deleted: a process that opened it earlier would lock a file that others no longer see.
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -195,7 +194,7 @@ def _exclusive(lock: Path, folder: Path) -> Iterator[None]:
 
 
 def atomic_write(path: str | Path, data: str | bytes) -> None:
-    """Replace the file at `path` by `data` (text as UTF-8), durably: after a crash it holds the old content or the new.
+    """Replace a file durably: after a crash it holds either the old or the new content. Text is written as UTF-8.
 
     The parent folder must exist. Permissions follow the umask, like those of any new file.
     """

@@ -1,6 +1,6 @@
-"""What the policy wrote while it was trained: samples.jsonl, for people to read and for programs to count.
+"""samples.jsonl: responses that the policy sampled during training, for people to read and for programs to count.
 
-Invariant: after a resume at step N the file holds samples of the steps up to N only, like metrics.jsonl.
+Invariant: after a resume at step N the file holds the samples of the steps up to N only, like metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlhf_ray.runs.jsonl import Closing, JsonLines, finite_or_none, read_jsonl
+from rlhf_ray.runs.jsonl import Closeable, JsonLines, finite_or_none, read_jsonl
 from rlhf_ray.types import Experience, FinishReason
 
 
@@ -20,19 +20,19 @@ class Sample:
     id: str
     """`<prompt id>/<sample index>`."""
     prompt: tuple[dict[str, str], ...]
-    """The conversation, as `{"role", "content"}`."""
+    """The conversation as `{"role", "content"}` messages."""
     response: str
     reward: float | None
-    """The total that the policy was trained on; None where it was not finite."""
+    """The total reward that the policy was trained on; None if it was not finite."""
     reward_parts: dict[str, float | None]
     finish_reason: FinishReason
 
 
-class SampleLog(Closing):
-    """The run's samples.jsonl."""
+class SampleLog(Closeable):
+    """Writes a run's samples.jsonl."""
 
     def __init__(self, path: str | Path, resume_step: int | None = None) -> None:
-        """None starts an empty file; N keeps what was written up to step N."""
+        """Open the log and keep its samples up to `resume_step`; None keeps none."""
         if resume_step is None:
             Path(path).unlink(missing_ok=True)
         self._lines = JsonLines(path, keep_until_step=resume_step)
@@ -52,10 +52,10 @@ class SampleLog(Closing):
         self._lines.append(asdict(sample))
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync to disk and close."""
         self._lines.close()
 
 
 def read_samples(path: str | Path) -> list[Sample]:
-    """All samples in the order of their steps; empty where there is no file."""
+    """Read all samples in the order of their steps; a missing file has none."""
     return [Sample(**{**record, "prompt": tuple(record["prompt"])}) for record in read_jsonl(path)]

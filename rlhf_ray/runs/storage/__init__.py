@@ -1,2 +1,6 @@
-"""Run folders on a shared or object store: `location` (URIs and where they lie on a node), `store` (objects), `folders` (whole
-folders), `lease` (who may write), `mirror` (what the driver writes goes there), `session` (all of it, for a run)."""
+"""Run folders on a shared or object store.
+
+`location` maps URIs to local paths, `store` reads and writes objects, `folders` transfers whole folders, `lease` decides which run may
+write, `mirror` uploads what the driver writes, `rank_files` transfers checkpoint files of other nodes, `session` opens and reads runs,
+and `following` keeps local copies of the logs of runs up to date.
+"""

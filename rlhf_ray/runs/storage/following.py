@@ -1,7 +1,7 @@
-"""Logs of runs on a store, on this machine, while the runs write them.
+"""Keeps local copies of the logs of runs on a store up to date while the runs write them.
 
-Invariants: what is here is as the store had it at some moment, file by file; a run that is gone there goes here; an outage costs
-nothing but time.
+Invariants: each local file is as the store had it at some moment; a run that is deleted on the store is deleted here; an outage of the
+store only delays updates.
 """
 
 from __future__ import annotations
@@ -14,85 +14,87 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_ray.runs.storage.folders import NotWhole
-from rlhf_ray.runs.storage.location import NotAStore, watched_folder
-from rlhf_ray.runs.storage.session import pull_logs
-from rlhf_ray.runs.storage.store import Store, StoreFailed
 from rlhf_ray.runs.run_folder import RunFolderError
+from rlhf_ray.runs.storage.folders import IncompleteFolder
+from rlhf_ray.runs.storage.location import NotAStore, watched_folder
+from rlhf_ray.runs.storage.session import download_logs
+from rlhf_ray.runs.storage.store import Store, StoreFailed
 
 Note = Callable[[str], None]
 _NAME = re.compile(r"[\w.-]+")
-"""What a URI can have as the name of a run."""
+"""Names of runs that can be part of a URI."""
 
 
 @contextmanager
 def followed(uri: str, note: Note, every_s: float = 5.0) -> Iterator[Path]:
-    """The folder in which a run, or all runs below a URI, are kept up until the block ends.
+    """Keep a local folder with the logs of a run, or of all runs below a URI, up to date until the block ends.
 
     Args:
-        note: is told of outages, each once, and of their ends.
-        every_s: longest rest between two looks; at most a tenth of the time goes into copying.
+        note: called with each outage and its end, and once with each run that cannot be read.
+        every_s: pause between two updates; it grows so that at most a tenth of the time is spent on copying.
 
     Raises:
         RunFolderError: there is no run.
-        StoreFailed: the store does not answer at the beginning.
+        StoreFailed: the store does not answer at the start.
     """
     store = Store(uri)
-    root, ending = watched_folder(store.uri), threading.Event()
+    root, stopping = watched_folder(store.uri), threading.Event()
     if not refresh(store, root, note):
         raise RunFolderError(f"{store.uri} holds no run, and no folders with runs")
-    thread = threading.Thread(target=_keep_up, args=(store, root, every_s, ending, note), name="following", daemon=True)
+    thread = threading.Thread(
+        target=_refresh_repeatedly, args=(store, root, every_s, stopping, note), name="following", daemon=True
+    )
     thread.start()
     try:
         yield root
     finally:
-        ending.set()
+        stopping.set()
         thread.join()
 
 
 def refresh(store: Store, root: Path, note: Note = print) -> bool:
-    """Make the copies what the store has now; whether it has a run. A run that cannot be read is noted, and left as it was known.
+    """Update the local copies once; returns whether there is a run. A run that cannot be read is reported and keeps its last copy.
 
     Raises:
         StoreFailed: the store does not answer.
     """
-    if store.written("config.yaml") is not None:
-        _pull(store.uri, root, note)
+    if store.modified_at("config.yaml") is not None:
+        _download(store.uri, root, note)
         return True
-    places = (name.split("/") for name in store.names())  # Google's store knows no folders that could be asked for
-    runs = {place[0] for place in places if place[1:] == ["config.yaml"] and _NAME.fullmatch(place[0])}
+    parts = (name.split("/") for name in store.names())  # Google's store has no folders that could be listed
+    runs = {part[0] for part in parts if part[1:] == ["config.yaml"] and _NAME.fullmatch(part[0])}
     for name in runs:
-        _pull(f"{store.uri}/{name}", root / name, note)
-    for gone in set(root.iterdir() if root.is_dir() else ()) - {root / name for name in runs}:
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        _download(f"{store.uri}/{name}", root / name, note)
+    for deleted in set(root.iterdir() if root.is_dir() else ()) - {root / name for name in runs}:
+        shutil.rmtree(deleted) if deleted.is_dir() else deleted.unlink()
     return bool(runs)
 
 
-def _pull(uri: str, folder: Path, note: Note) -> None:
+def _download(uri: str, folder: Path, note: Note) -> None:
     try:
-        pull_logs(Store(uri), folder)
-    except (NotWhole, NotAStore) as error:  # of one run, such as a model that is just being written
+        download_logs(Store(uri), folder)
+    except (IncompleteFolder, NotAStore) as error:  # concerns one run only, such as a model during its upload
         note(str(error))
 
 
-def _keep_up(store: Store, root: Path, every_s: float, ending: threading.Event, note: Note) -> None:
-    rest_s, since, said = every_s, None, set[str]()
+def _refresh_repeatedly(store: Store, root: Path, every_s: float, stopping: threading.Event, note: Note) -> None:
+    pause_s, outage_began, noted = every_s, None, set[str]()
 
-    def once(message: str) -> None:
-        if message not in said:
-            said.add(message)
+    def note_once(message: str) -> None:
+        if message not in noted:
+            noted.add(message)
             note(message)
 
-    while not ending.wait(rest_s):
+    while not stopping.wait(pause_s):
         began = time.monotonic()
         try:
-            refresh(store, root, once)
+            refresh(store, root, note_once)
         except StoreFailed as error:
-            if since is None:
-                since = began
-                note(f"the store does not answer; the page shows what was known: {error}")
+            if outage_began is None:
+                outage_began = began
+                note(f"the store does not answer; the page shows the last known state: {error}")
             continue
-        if since is not None:
-            note(f"the store answers again, after {time.monotonic() - since:.0f} s")
-            since = None
-        rest_s = max(every_s, 10 * (time.monotonic() - began))
+        if outage_began is not None:
+            note(f"the store answers again after {time.monotonic() - outage_began:.0f} s")
+            outage_began = None
+        pause_s = max(every_s, 10 * (time.monotonic() - began))

@@ -1,8 +1,8 @@
-"""Who may write to a run folder on a store: one run at a time, wherever it is.
+"""A lease on a run folder on a store: only one run at a time may write to it, whichever machine the run is on.
 
-Invariants: a lease that is renewed is never taken by another; one that was not renewed for `STALE_S`, by the store's own clock,
-is free; whoever lost it finds out at the next renewal and writes no more. Stores have no locks: two that claim a free folder
-within the same instant are told apart by reading back who wrote last.
+Invariants: another run never takes a lease that is renewed; a lease that was not renewed for `STALE_S`, by the store's own clock, is
+free; a run that lost its lease notices at the next renewal and stops writing. Stores have no locks: if two runs claim a free folder at
+the same moment, both read the lock back and the last writer wins.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import socket
 import time
 from pathlib import Path
 
-from rlhf_ray.runs.storage.store import Store, StoreFailed
 from rlhf_ray.runs.run_folder import RunFolderBusy, atomic_write
+from rlhf_ray.runs.storage.store import Store, StoreFailed
 
 LOCK = "run.lock"
 STALE_S = 60.0
 RENEW_S = 15.0
 _PROBE = ".probe"
 _TOKEN = ".lease"
-"""In a working folder: token of the last lease by which it was written. The lock says of the store's `content` the same."""
+"""File in a working folder: the token of the last lease under which it was written. `content` in the lock is that of the store."""
 
 
 class Lease:
-    """The right to write, from `take` to `release`."""
+    """The right to write, from `take` until `release`."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
@@ -37,7 +37,9 @@ class Lease:
 
     @classmethod
     def take(cls, store: Store, folder: Path, settle_s: float = 0.2) -> Lease:
-        """Become the holder. The working folder is held by this process already, so a lease that it had is no other's.
+        """Become the holder.
+
+        This process must hold the working folder already. A lease that was last taken from this folder is therefore free.
 
         Raises:
             RunFolderBusy: another run holds it.
@@ -45,15 +47,15 @@ class Lease:
         """
         lease = cls(store, folder)
         store.put_text(_PROBE, "")
-        now, written, held = store.written(_PROBE), store.written(LOCK), lease.read()
+        now, renewed, held = store.modified_at(_PROBE), store.modified_at(LOCK), lease.read_lock()
         store.delete(_PROBE)
-        if held is not None and written is not None and not held["ended"] and held["token"] != lease.last:
-            age = (now - written).total_seconds()
+        if held is not None and renewed is not None and not held["ended"] and held["token"] != lease.last_token:
+            age = (now - renewed).total_seconds()
             if age < STALE_S:
                 raise RunFolderBusy(
-                    f"{store.uri} is in use by {held['holder']}, which was last heard of {max(age, 0):.0f} s ago. Wait for that "
-                    f"run to end or stop it, or choose another name for this one; {STALE_S:.0f} s after its last sign of life "
-                    "the folder is free."
+                    f"{store.uri} is in use by {held['holder']}, which last renewed its lease {max(age, 0):.0f} s ago. "
+                    f"Wait for that run to end or stop it, or choose another name for this one. The folder is free {STALE_S:.0f} s "
+                    "after the last renewal."
                 )
         lease._content = None if held is None else held["content"]
         lease._write(ended=False)
@@ -62,29 +64,29 @@ class Lease:
         return lease
 
     @property
-    def last(self) -> str | None:
-        """Token of the last lease by which this working folder was written."""
+    def last_token(self) -> str | None:
+        """Token of the last lease under which this working folder was written."""
         path = self.folder / _TOKEN
         return path.read_text() if path.is_file() else None
 
     @property
-    def newest_here(self) -> bool:
-        """Whether nobody wrote to the store after this working folder did."""
-        return self._content is not None and self._content == self.last
+    def local_is_newest(self) -> bool:
+        """Whether this working folder was the last that wrote to the store."""
+        return self._content is not None and self._content == self.last_token
 
-    def keep(self) -> None:
-        """The working folder has what the store has: from now on it is the newest."""
+    def mark_local_newest(self) -> None:
+        """Note that the working folder has everything that the store has, and is the newest from now on."""
         atomic_write(self.folder / _TOKEN, self.token)
         self._content = self.token
         self._write(ended=False)
 
-    def read(self) -> dict[str, object] | None:
-        """Who holds the folder, or held it last."""
+    def read_lock(self) -> dict[str, object] | None:
+        """The lock: who holds the folder, or held it last."""
         text = self.store.text(LOCK)
         return None if text is None else json.loads(text)
 
     def renew(self) -> None:
-        """Say that the run lives, if that is due.
+        """Renew the lease if it is due.
 
         Raises:
             RunFolderBusy: another run has taken it.
@@ -94,25 +96,25 @@ class Lease:
             self._write(ended=False)
 
     def check(self) -> None:
-        """That nobody else has become the holder.
+        """Check that this run still holds the lease.
 
         Raises:
-            RunFolderBusy: somebody has.
+            RunFolderBusy: another run has taken it.
         """
-        held = self.read()
+        held = self.read_lock()
         if held is not None and held["token"] != self.token:
             raise RunFolderBusy(
-                f"{self.store.uri} was taken over by {held['holder']}, while this run could not be heard of for {STALE_S:.0f} s; "
-                "this one writes nothing there any more."
+                f"{self.store.uri} was taken over by {held['holder']}, because this run did not renew its lease for {STALE_S:.0f} s; "
+                "this run no longer writes there."
             )
 
     def release(self) -> None:
-        """Let others have it at once; where the store does not answer, they have it when it is stale."""
+        """Free the lease at once. If the store does not answer, it becomes free when it is stale."""
         try:
             self.check()
             self._write(ended=True)
         except (StoreFailed, RunFolderBusy) as error:
-            logging.getLogger(__name__).warning("%s was not let go: %s", self.store.uri, error)
+            logging.getLogger(__name__).warning("the lease on %s was not released: %s", self.store.uri, error)
 
     def _write(self, ended: bool) -> None:
         holder = f"pid {os.getpid()} on {socket.gethostname()}"

@@ -1,7 +1,7 @@
-"""Checkpoints that several nodes write, without a file system that all of them see.
+"""Checkpoints that several nodes write without a shared file system.
 
-Invariants: a rank writes to its own node's working folder; what does not lie on the driver's node is put into the store by the
-node that has it, before the driver declares the checkpoint whole; of a checkpoint a node fetches what its ranks read.
+Invariants: a rank writes to the working folder of its own node; files that are not on the driver's node are uploaded by the node that
+has them before the driver marks the checkpoint as complete; a node downloads only those files of a checkpoint that its ranks read.
 """
 
 from __future__ import annotations
@@ -12,57 +12,57 @@ import shutil
 import socket
 from pathlib import Path
 
-from rlhf_ray.runs.storage.folders import Manifest, begin, digests, fetch_folder, put_files
+from rlhf_ray.runs.storage.folders import Manifest, fetch_folder, file_digests, mark_incomplete, upload_files
 from rlhf_ray.runs.storage.location import is_reference, local, portable, working_folder, working_root
 from rlhf_ray.runs.storage.store import Store
 
-ELSEWHERE = ".elsewhere.json"
-"""In a checkpoint: name and SHA-256 of its files that were written on other nodes, and by them into the store."""
+REMOTE_FILES = ".elsewhere.json"
+"""File in a checkpoint: names and SHA-256 of its files that other nodes wrote and uploaded."""
 _OF_RANK = re.compile(r"zero_pp_rank_(\d+)_")
-"""In the name of a file that DeepSpeed reads on one rank alone."""
+"""Marks a DeepSpeed file that only one rank reads."""
 
 
-def whereabouts() -> str:
+def working_root_id() -> str:
     """Equal for processes that see the same working folders."""
     return f"{socket.gethostname()}:{working_root()}"
 
 
-def put_share(reference: str) -> Manifest:
-    """Put what this node wrote below a reference into the store, and remove it here; its files, named from there."""
+def upload_rank_files(reference: str) -> Manifest:
+    """Upload what this node wrote below a reference, and delete it here. Names in the manifest are relative to the reference."""
     uri, _, name = reference.partition("#")
-    store, run, kept = Store(uri), working_folder(uri), sealed_name(name)
-    begin(store, "/".join(Path(kept).parts[:2]))
-    if kept != name:
-        shutil.rmtree(run / kept, ignore_errors=True)
-        (run / kept).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).rename(run / kept)
-    files = put_files(store, run, kept)
-    shutil.rmtree(run / kept)
+    store, run, final = Store(uri), working_folder(uri), _final_name(name)
+    mark_incomplete(store, "/".join(Path(final).parts[:2]))
+    if final != name:
+        shutil.rmtree(run / final, ignore_errors=True)
+        (run / final).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).rename(run / final)
+    files = upload_files(store, run, final)
+    shutil.rmtree(run / final)
     return files
 
 
-def collect(folder: Path, files: Manifest) -> None:
-    """Fetch what another node put, to the same folder of this node."""
+def fetch_uploaded_files(folder: Path, files: Manifest) -> None:
+    """Download files that another node uploaded from the same folder into the folder of this node."""
     uri, _, name = portable(folder).partition("#")
     store = Store(uri)
     for file in files:
-        store.get_file(f"{sealed_name(name)}/{file}", folder / file)
-    if digests(folder) != files:
-        raise OSError(f"{store.uri}/{name}: what came from another node differs from what it wrote")
+        store.get_file(f"{_final_name(name)}/{file}", folder / file)
+    if file_digests(folder) != files:
+        raise OSError(f"{store.uri}/{name}: the files downloaded differ from those that the other node wrote")
 
 
-def note_elsewhere(folder: Path, files: Manifest) -> None:
-    """Write down, in the checkpoint that `folder` is a part of, which files of it are on other nodes."""
-    path = folder.parent / ELSEWHERE
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(known | {f"{folder.name}/{file}": digest for file, digest in files.items()}, indent=1))
+def record_remote_files(folder: Path, files: Manifest) -> None:
+    """Record in the checkpoint to which `folder` belongs which of the folder's files other nodes uploaded."""
+    path = folder.parent / REMOTE_FILES
+    recorded = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(recorded | {f"{folder.name}/{file}": digest for file, digest in files.items()}, indent=1))
 
 
-def take_share(reference: str, rank: int) -> Path:
-    """The part of a checkpoint that a rank reads, on this node.
+def fetch_rank_files(reference: str, rank: int) -> Path:
+    """Download the files of a checkpoint that a rank reads; returns the local folder.
 
     Raises:
-        NotWhole, StoreFailed: it cannot be had, or is damaged.
+        IncompleteFolder, StoreFailed: they are damaged or cannot be downloaded.
     """
     if not is_reference(reference):
         return Path(reference)
@@ -77,6 +77,6 @@ def take_share(reference: str, rank: int) -> Path:
     return local(reference)
 
 
-def sealed_name(name: str) -> str:
-    """Of a folder that is still being written, as it will be called."""
+def _final_name(name: str) -> str:
+    """The name that a folder will have when its checkpoint is complete."""
     return "/".join(part.removeprefix("tmp_") for part in name.split("/"))

@@ -1,7 +1,7 @@
-"""Files on an object store or a file system, by names below one URI.
+"""Files on an object store or a file system, addressed by names below one URI.
 
-Invariants: an object is seen whole or not at all; credentials come from the environment or the machine's role and stand in no
-message; whatever goes wrong on the way is a `StoreFailed` that names the object.
+Invariants: readers see an object completely or not at all; credentials come from the environment or the machine's role and never
+appear in a message; every failure is raised as `StoreFailed` and names the object.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from rlhf_ray.runs.storage.location import check_uri
 
 _CHUNK = 8 << 20
 _GCS_RETRIES = timedelta(seconds=20)
-"""Google's client would try for 15 minutes before it says that credentials are missing; callers try again themselves."""
+"""Google's client would retry for 15 minutes before it reports missing credentials. Callers retry by themselves."""
 _PART = ".part"
-"""Ends the name of a file of a file system that is not whole yet."""
+"""Suffix of incomplete files on file systems."""
 
 
 class StoreFailed(InputError, RuntimeError):
-    """A store could not be reached, or refused what it was asked for."""
+    """A store could not be reached, or refused a request."""
 
 
 class Store:
-    """What lies below a URI. It holds no open connection that a pickle would lose."""
+    """The objects below a URI. It holds no open connection, so it can be pickled."""
 
     def __init__(self, uri: str) -> None:
-        """Look at nothing yet.
+        """Create the client; the store is not contacted yet.
 
         Raises:
-            NotAStore: no such scheme, or credentials in the URI.
+            NotAStore: the URI has an unknown scheme or credentials.
             StoreFailed: the client does not start.
         """
         check_uri(uri)
@@ -51,12 +51,12 @@ class Store:
         return Store, (self.uri,)
 
     def put_text(self, name: str, text: str) -> None:
-        """Replace an object by UTF-8 text."""
+        """Write text to an object as UTF-8, replacing it."""
         with self._failing(name), self._writing(name) as file:
             file.write(text.encode())
 
     def put_file(self, path: Path, name: str) -> None:
-        """Replace an object by what a file holds now; one that grows meanwhile is cut where it ended."""
+        """Upload a file, replacing the object. What is appended to the file during the upload is left out."""
         with open(path, "rb") as source, self._failing(name), self._writing(name) as file:
             left = os.fstat(source.fileno()).st_size
             while left and (chunk := source.read(min(_CHUNK, left))):
@@ -64,14 +64,14 @@ class Store:
                 left -= len(chunk)
 
     def text(self, name: str) -> str | None:
-        """What an object holds, as UTF-8; None where there is none."""
-        if self.written(name) is None:
+        """Read an object as UTF-8; None if it does not exist."""
+        if self.modified_at(name) is None:
             return None
         with self._failing(name), self._fs.open_input_stream(self._path(name)) as file:
             return file.read().decode()
 
     def get_file(self, name: str, path: Path) -> None:
-        """Write an object to a file, which is there whole or not at all."""
+        """Download an object to a file, which appears only when it is complete."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
         try:
@@ -86,11 +86,11 @@ class Store:
             temporary.unlink(missing_ok=True)
 
     def names(self, below: str = "") -> list[str]:
-        """Of all objects, or of those below a name, sorted."""
-        return sorted(self.marks(below))
+        """Names of all objects, or of those below a name, sorted."""
+        return sorted(self.stats(below))
 
-    def marks(self, below: str = "") -> dict[str, tuple[int, float]]:
-        """Of all objects, or of those below a name: size in bytes, and when they were written, in seconds since the epoch."""
+    def stats(self, below: str = "") -> dict[str, tuple[int, float]]:
+        """Size in bytes and modification time in seconds since the epoch, of all objects or of those below a name."""
         with self._failing(below):
             found = self._fs.get_file_info(FileSelector(self._path(below), allow_not_found=True, recursive=True))
         return {
@@ -99,14 +99,14 @@ class Store:
             if info.type == FileType.File and not info.path.endswith(_PART)
         }
 
-    def written(self, name: str) -> datetime | None:
-        """When an object was written, by the store's clock; None where there is none."""
+    def modified_at(self, name: str) -> datetime | None:
+        """When an object was last written, by the store's clock; None if it does not exist."""
         with self._failing(name):
             info = self._fs.get_file_info(self._path(name))
         return info.mtime if info.type == FileType.File else None
 
     def delete(self, name: str) -> None:
-        """Remove an object, where there is one."""
+        """Delete an object if it exists."""
         with self._failing(name):
             if self._fs.get_file_info(self._path(name)).type == FileType.File:
                 self._fs.delete_file(self._path(name))
@@ -116,7 +116,7 @@ class Store:
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[pa.NativeFile]:
-        """An object store shows nothing before the end; on a file system, which shows all, the file gets its name at the end."""
+        """Object stores show an object only when it is complete. On file systems the file is renamed when it is complete."""
         path = self._path(name)
         if self._fs.type_name not in ("local", "hdfs"):
             with self._fs.open_output_stream(path) as file:
@@ -126,7 +126,7 @@ class Store:
         temporary = f"{path}.{os.getpid()}{_PART}"
         with self._fs.open_output_stream(temporary) as file:
             yield file
-        if not isinstance(self._fs, LocalFileSystem):  # only there does a move replace what is there
+        if not isinstance(self._fs, LocalFileSystem):  # only local moves replace an existing file
             self.delete(name)
         self._fs.move(temporary, path)
 
@@ -135,15 +135,14 @@ class Store:
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            what = f"{self.uri}/{name}" if name else self.uri
-            raise StoreFailed(f"{what}: {error}") from error
+            raise StoreFailed(f"{f'{self.uri}/{name}' if name else self.uri}: {error}") from error
 
 
 def _file_system(uri: str) -> tuple[FileSystem, str]:
-    """Of a URI, and the path in it; `gs://` at `STORAGE_EMULATOR_HOST`, as for Google's own clients, where that is set."""
+    """The file system of a URI, and the path in it. `gs://` uses `STORAGE_EMULATOR_HOST` if it is set, like Google's own clients."""
     scheme, _, place = uri.partition("://")
     if scheme not in ("gs", "gcs"):
         return FileSystem.from_uri(uri)
     emulator = urlsplit(os.environ.get("STORAGE_EMULATOR_HOST", ""))
-    there = {"anonymous": True, "scheme": emulator.scheme, "endpoint_override": emulator.netloc}
-    return GcsFileSystem(retry_time_limit=_GCS_RETRIES, **(there if emulator.netloc else {})), place
+    options = {"anonymous": True, "scheme": emulator.scheme, "endpoint_override": emulator.netloc}
+    return GcsFileSystem(retry_time_limit=_GCS_RETRIES, **(options if emulator.netloc else {})), place
