@@ -19,9 +19,9 @@ app = typer.Typer(
 def _config(path: str) -> Path:
     """A run on a store has its config there: a copy of it."""
     from rlhf_ray.runs.storage.location import is_uri
-    from rlhf_ray.runs.storage.session import read_file
+    from rlhf_ray.runs.storage.session import fetch_file
 
-    return read_file(path) if is_uri(path) else Path(path)
+    return fetch_file(path) if is_uri(path) else Path(path)
 
 
 Config = Annotated[Path, typer.Argument(help="YAML config; see configs/", show_default=False, parser=_config)]

@@ -40,12 +40,12 @@ def serve(
     """Serve a policy with OpenAI's API: chat, completions, streaming, models; scores, if it has a reward model."""
     from rlhf_ray.config.loading import load_serving
     from rlhf_ray.models.loading import check_model_folder, check_reward_model
-    from rlhf_ray.runs.storage.folders import copy_here
+    from rlhf_ray.runs.storage.folders import fetch_copy
     from rlhf_ray.serving.deploying import version_of
 
     settings, version = load_serving(config, overrides or []), version_of(target, label)
     if settings.reward_model is not None:
-        folder = copy_here(settings.reward_model, weights=False)
+        folder = fetch_copy(settings.reward_model, weights=False)
         if folder == settings.reward_model:
             check_model_folder(folder, "reward_model")
         check_reward_model(folder, None)

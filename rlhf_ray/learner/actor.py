@@ -31,7 +31,7 @@ from rlhf_ray.models.lora import without_adapters
 from rlhf_ray.models.reward_heads import RewardHeads
 from rlhf_ray.runs.storage.folders import Manifest, fetch
 from rlhf_ray.runs.storage.location import local
-from rlhf_ray.runs.storage.rank_files import put_share, take_share, whereabouts
+from rlhf_ray.runs.storage.rank_files import fetch_rank_files, upload_rank_files, working_root_id
 from rlhf_ray.weights.bucket import WeightBucket, pack
 from rlhf_ray.weights.native import NativeSender, TransferPlan
 
@@ -133,7 +133,7 @@ class Learner:
 
     def load_checkpoint(self, folder: str) -> int:
         """Read this rank's share; the number of optimizer steps behind it."""
-        return int(self.model.load_state(str(take_share(folder, self.rank)))["steps"])
+        return int(self.model.load_state(str(fetch_rank_files(folder, self.rank)))["steps"])
 
     def save_pretrained(self, folder: str) -> None:
         """Write the model as a Hugging Face folder (rank 0; all ranks gather)."""
@@ -142,11 +142,11 @@ class Learner:
 
     def whereabouts(self) -> str:
         """Whose working folders this rank sees."""
-        return whereabouts()
+        return working_root_id()
 
     def put_share(self, folder: str) -> Manifest:
         """Move what the ranks of this node wrote below a reference into the store."""
-        return put_share(folder)
+        return upload_rank_files(folder)
 
     def pid(self) -> int:
         """Process id, for tests of faults."""

@@ -23,7 +23,7 @@ from rlhf_ray.learner.actor import Learner, LearnerSpec
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.micro_batches import Plan, plan_micro_batches
 from rlhf_ray.runs.storage.location import is_uri, portable
-from rlhf_ray.runs.storage.rank_files import collect, note_elsewhere, whereabouts
+from rlhf_ray.runs.storage.rank_files import fetch_uploaded_files, record_remote_files, working_root_id
 
 
 class LearnerGroup:
@@ -79,7 +79,7 @@ class LearnerGroup:
         if is_uri(reference):
             shares = await asyncio.gather(*(rank.put_share.remote(reference) for rank in await self._elsewhere()))
             if shares:
-                note_elsewhere(folder, functools.reduce(operator.or_, shares))
+                record_remote_files(folder, functools.reduce(operator.or_, shares))
 
     async def load_checkpoint(self, folder: Path) -> None:
         """Every rank reads its share; all must succeed."""
@@ -91,13 +91,13 @@ class LearnerGroup:
         reference = portable(folder)
         await asyncio.gather(*(rank.save_pretrained.remote(reference) for rank in self.ranks))
         if is_uri(reference) and self.ranks[0] in await self._elsewhere():
-            await asyncio.to_thread(collect, folder, await self.ranks[0].put_share.remote(reference))
+            await asyncio.to_thread(fetch_uploaded_files, folder, await self.ranks[0].put_share.remote(reference))
 
     async def _elsewhere(self) -> list[ActorHandle]:
         """A rank for each node but the driver's."""
         places = await asyncio.gather(*(rank.whereabouts.remote() for rank in self.ranks))
         first = {place: rank for place, rank in reversed(list(zip(places, self.ranks, strict=True)))}
-        first.pop(whereabouts(), None)
+        first.pop(working_root_id(), None)
         return list(first.values())
 
     def close(self) -> None:

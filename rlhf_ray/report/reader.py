@@ -17,7 +17,7 @@ from typing import Any
 from rlhf_ray.errors import InputError
 from rlhf_ray.report.curves import with_faults
 from rlhf_ray.report.table import Table
-from rlhf_ray.runs.events import Event, event_of
+from rlhf_ray.runs.events import Event, parse_event
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runs.tail import Tail, fingerprint
 from rlhf_ray.telemetry.alerts import RaisedAlert, raised_alerts
@@ -100,7 +100,7 @@ class RunReader:
         """The run as it is now."""
         problems: list[str] = []
         for tail in self._tails:
-            tail.advance()
+            tail.read_new()
             problems += tail.problems
         quality = _read_json(self.folder.reward_quality, "Train the reward model again to write it anew", problems)
         evaluation = _read_json(self.folder.evaluation, "Evaluate again to write it anew", problems)
@@ -132,7 +132,7 @@ class RunReader:
         )
 
     def _take_event(self, record: Mapping[str, Any]) -> None:
-        event = event_of(record)
+        event = parse_event(record)
         self._counts[event.kind] += 1
         if event.kind == "alert":
             self._alerts.append(event)

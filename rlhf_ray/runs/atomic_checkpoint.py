@@ -1,7 +1,7 @@
 """Numbered checkpoint folders that are written completely or not at all, and are checked byte by byte before they are used.
 
-Protocol: write into `tmp_step_N`, add a manifest of SHA-256 digests, fsync, rename to `step_N`, fsync the parent. A folder without
-a complete and matching manifest is not a checkpoint.
+Protocol: write into `tmp_step_N`, add a manifest of SHA-256 digests, fsync, rename to `step_N`, fsync the parent. A folder
+without a complete and matching manifest is not a checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""events.jsonl: what happened in a run besides its steps, such as faults, drops with their reasons, checkpoints and worker changes.
+"""events.jsonl: what happened in a run besides its steps: faults, drops with reasons, checkpoints, worker changes.
 
 Invariant: events are only ever appended. A resume that repeats steps keeps the earlier events, because they did happen.
 """

@@ -38,7 +38,7 @@ class Closeable:
 
 
 class JsonLines(Closeable):
-    """An append-only file. A line survives a crash of the process once `append` returns, and a crash of the machine after `sync`."""
+    """An append-only file. A line survives a crash of the process after `append`, and of the machine after `sync`."""
 
     def __init__(self, path: str | Path, keep_until_step: int | None) -> None:
         """Open a file for appending.

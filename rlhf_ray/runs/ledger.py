@@ -1,7 +1,7 @@
 """ledger.jsonl: which rollouts were trained, and which were dropped and why, one line per optimizer step.
 
-Invariant: after any crash and resume, every rollout id is in at most one line. A resumed run first removes the lines of steps that
-came after its checkpoint.
+Invariant: after any crash and resume, every rollout id is in at most one line. A resumed run first removes the lines of steps
+that came after its checkpoint.
 """
 
 from __future__ import annotations

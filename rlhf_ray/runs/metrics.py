@@ -52,7 +52,9 @@ class MetricsLog(Closeable):
                 "To continue from an earlier state, open the log with resume_step."
             )
         if reserved := {"step", "timestamp"} & metrics.keys():
-            raise ValueError(f"{min(reserved)!r} cannot be the name of a metric: every record has its own field of that name.")
+            raise ValueError(
+                f"{min(reserved)!r} cannot be the name of a metric: every record has its own field of that name."
+            )
         values = {name: _number(name, value) for name, value in metrics.items()}
         record = {"step": step, "timestamp": round(time.time(), 3), **values}
         self._lines.append(record)

@@ -1,7 +1,7 @@
 """A run's folder: where everything is, which process may write to it, and how a file is replaced atomically.
 
-Invariants: at most one process holds a folder (`RunFolder.claim`), and the claim ends with that process, however it ends; a new run
-never overwrites an earlier one; readers of a file that `atomic_write` wrote see all of the old or all of the new content.
+Invariants: at most one process holds a folder (`RunFolder.claim`), and the claim ends with that process, however it ends; a new
+run never overwrites an earlier one; readers of a file that `atomic_write` wrote see all of the old or all of the new content.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def stage_metrics(self, stage: str) -> Path:
-        """The metrics file of a stage (`ppo`, `sft`, `reward_model_2`, …); that of PPO is in the run's folder, others in their model's."""
+        """The metrics file of a stage (`ppo`, `sft`, `reward_model_2`, …). PPO's is in the run's folder, others in the model's."""
         return self.metrics if stage == "ppo" else self.path / stage / "metrics.jsonl"
 
     @property

@@ -21,7 +21,7 @@ from ray.serve.schema import ApplicationStatus
 from rlhf_ray.errors import InputError
 from rlhf_ray.models.loading import NotAModel, check_model_folder
 from rlhf_ray.runs.metrics import read_metrics
-from rlhf_ray.runs.storage.folders import copy_here
+from rlhf_ray.runs.storage.folders import fetch_copy
 from rlhf_ray.runs.storage.location import is_reference, is_uri
 from rlhf_ray.runs.storage.session import read_run
 from rlhf_ray.serving.versions import Version
@@ -39,7 +39,7 @@ def version_of(path: str, label: str | None = None) -> Version:
         NotAModel: it is neither.
     """
     if is_reference(path):
-        copy_here(path, weights=False)
+        fetch_copy(path, weights=False)
         run, _, name = path.partition("#")
         return Version(plain(label or f"{run.rpartition('/')[2]}-{name}"), path)
     run = read_run(path)

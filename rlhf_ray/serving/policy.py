@@ -12,7 +12,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.models.loading import context_of
-from rlhf_ray.runs.storage.folders import copy_here
+from rlhf_ray.runs.storage.folders import fetch_copy
 from rlhf_ray.runs.storage.location import copy_of, is_reference
 from rlhf_ray.serving.versions import Version
 
@@ -40,7 +40,7 @@ class FromStore(CallbackBase):
 
     def on_before_download_model_files_distributed(self) -> None:
         """Fetch it; called on each node."""
-        copy_here(self.kwargs["model"])
+        fetch_copy(self.kwargs["model"])
 
 
 def build_policy(config: ServingConfig, version: Version) -> Application:
@@ -50,7 +50,7 @@ def build_policy(config: ServingConfig, version: Version) -> Application:
     engine, replicas = config.policy, config.replicas
     worker = engine.workers
     bundle = {"CPU": worker.cpus, **({"GPU": worker.gpus} if worker.gpus else {}), **worker.resources}
-    context = engine.max_sequence_tokens or context_of(copy_here(version.folder, weights=False))
+    context = engine.max_sequence_tokens or context_of(fetch_copy(version.folder, weights=False))
     stored = is_reference(version.folder)
     return build_llm_deployment(
         LLMConfig(

@@ -18,7 +18,7 @@ from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.models.loading import context_of, load_tokenizer
 from rlhf_ray.rewards.answers import RewardError
 from rlhf_ray.rewards.model_reward import ModelReward
-from rlhf_ray.runs.storage.folders import copy_here
+from rlhf_ray.runs.storage.folders import fetch_copy
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest
 
 BATCH_WAIT_S = 0.005
@@ -49,7 +49,7 @@ class RewardServer:
 
     def __init__(self, folder: str, threads: int, gpus: float) -> None:
         torch.set_num_threads(threads)
-        folder = copy_here(folder)
+        folder = fetch_copy(folder)
         source, device = RewardModelSource(path=folder), torch.device("cuda" if gpus else "cpu")
         self.tokenizer, self.context = load_tokenizer(folder), context_of(folder)
         self.reward = ModelReward([folder], source, RewardConfig(model=source), device)

@@ -31,7 +31,7 @@ from rlhf_ray.runs.run_folder import RunFolder, atomic_write
 from rlhf_ray.runs.status import status_lines
 from rlhf_ray.runs.storage.location import portable
 from rlhf_ray.runs.storage.mirror import Mirror
-from rlhf_ray.runs.storage.session import hold
+from rlhf_ray.runs.storage.session import claim_run_folder
 from rlhf_ray.runtime.cluster import JOB, connect
 from rlhf_ray.runtime.placement import Placement, plan_placement
 from rlhf_ray.runtime.stopping import RunStopped, StopRequest, stop_on_sigterm
@@ -117,7 +117,7 @@ def run(config: RunConfig, resume: bool = False, only: Stage | None = None) -> R
     """
     check_run(config)
     with ExitStack() as held:
-        folder, mirror = held.enter_context(hold(config, resume or only is not None))
+        folder, mirror = held.enter_context(claim_run_folder(config, resume or only is not None))
         events = held.enter_context(EventLog(folder.events))
         if mirror is not None:
             held.enter_context(mirror.running(partial(events.emit, "fault")))

@@ -106,7 +106,7 @@ class RaisedAlert:
     step: int
     """Where it began."""
     message: str
-    over_at: int | None
+    ended_at: int | None
     """Step; None where it lasts."""
 
 
@@ -121,7 +121,7 @@ def raised_alerts(events: Iterable[Event]) -> tuple[RaisedAlert, ...]:
             raised.append(RaisedAlert(name, step, event.message, None))
             continue
         for at, alert in enumerate(raised):
-            if alert.name == name and alert.over_at is None:
+            if alert.name == name and alert.ended_at is None:
                 raised[at] = RaisedAlert(name, alert.step, alert.message, step)
     return tuple(raised)
 
@@ -147,7 +147,7 @@ class AlertLog:
     def _withdraw(self, raised: Iterable[RaisedAlert]) -> None:
         """Alerts that began in steps which the run takes again, or under limits that it no longer has."""
         for alert in raised:
-            if alert.over_at is None and not self._state.lasts(alert.name):
+            if alert.ended_at is None and not self._state.lasts(alert.name):
                 message = (
                     f"{alert.name} of step {alert.step} is withdrawn: the run goes on from before it, or without it"
                 )

@@ -16,7 +16,7 @@ import yaml
 
 from rlhf_ray.config.telemetry import WandbConfig
 from rlhf_ray.errors import InputError
-from rlhf_ray.runs.jsonl import Closing
+from rlhf_ray.runs.jsonl import Closeable
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
 
 KEY = "WANDB_API_KEY"
@@ -49,7 +49,7 @@ def check_wandb(config: WandbConfig | None) -> None:
         )
 
 
-class WandbLog(Closing):
+class WandbLog(Closeable):
     """One stage; nothing happens where the config is None."""
 
     def __init__(self, config: WandbConfig | None, folder: RunFolder, stage: str) -> None:

@@ -56,7 +56,7 @@ def test_an_alert_reaches_everybody_who_looks(tmp_path, experience, tiny_model, 
         for step, kl in enumerate((7.0, 1.0, 1.0), start=5):
             record(opened, step, kl)
     (alert,) = raised_alerts(read_events(folder.events))
-    assert (alert.step, alert.over_at) == (3, 7), "not fired again by the resume, and over once"
+    assert (alert.step, alert.ended_at) == (3, 7), "not fired again by the resume, and over once"
     assert read_status(folder).alerts == 0
     assert "is over" in write_report(folder).read_text()
 

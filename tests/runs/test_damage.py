@@ -20,7 +20,7 @@ EVENT = {"time": 1.7e9, "kind": "fault", "message": "a worker died", "fields": {
 NO_EVENTS = {
     "no 'fields', which every event has": {"time": 1.0, "kind": "fault", "message": "x"},
     "time is 'noon'; a number is expected": EVENT | {"time": "noon"},
-    "message is None; a text is expected": EVENT | {"message": None},
+    "message is None; a string is expected": EVENT | {"message": None},
     "fields is []; an object is expected": EVENT | {"fields": []},
     "no 'step' in its fields, which every alert has": EVENT
     | {"kind": "alert", "fields": {"alert": "x", "change": "begins"}},
@@ -66,7 +66,7 @@ def test_a_bad_line_is_named_with_what_to_do(folder, refused, command, file):
     path = getattr(folder, file)
     add(path, "nonsense")
     said = refused(command, str(folder.path))
-    line = "last whole line" if (command, file) == ("status", "metrics") else "line 2"
+    line = "last complete line" if (command, file) == ("status", "metrics") else "line 2"
     assert f"{path}, {line}: not JSON" in said and "Restore or remove the line" in said
     assert said.count("\n") == 1
 
@@ -81,7 +81,7 @@ def test_a_line_that_is_no_event_is_named(folder, refused, command, wrong):
 
 def test_a_figure_that_is_no_number_is_named(folder, refused):
     add(folder.metrics, json.dumps(STEP | {"reward/mean": "high"}))
-    assert f"{folder.metrics}, last whole line: reward/mean is 'high'" in refused("status", str(folder.path))
+    assert f"{folder.metrics}, last complete line: reward/mean is 'high'" in refused("status", str(folder.path))
     assert f"{folder.metrics}, line 2: reward/mean is 'high'" in refused("report", str(folder.path))
 
 

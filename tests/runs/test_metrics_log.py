@@ -11,8 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_ray.runs.metrics import MetricsLog, read_metrics
-from rlhf_ray.telemetry.names import METRICS, describe, gauge_name
 from rlhf_ray.runs.run_folder import RunFolder
+from rlhf_ray.telemetry.names import METRICS, describe, gauge_name
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ class Followed:
         self.records.append(record["step"])
 
     def advance(self) -> list[int]:
-        self.tail.advance()
+        self.tail.read_new()
         return self.records
 
 

@@ -183,6 +183,6 @@ def test_events_tell_the_same_after_a_crash(tmp_path):
         log = AlertLog(CONFIG, folder, events, steps[:4])
         assert log.observe(steps[4]) == () and len(read_events(folder.events)) == 1, "it is known, and no news"
         log = AlertLog(CONFIG, folder, events, steps[:2])
-        assert [alert.over_at for alert in raised_alerts(read_events(folder.events))] == [3]
+        assert [alert.ended_at for alert in raised_alerts(read_events(folder.events))] == [3]
         assert [alert.step for record in steps[2:] for alert in log.observe(record)] == [3]
-    assert [(a.step, a.over_at) for a in raised_alerts(read_events(folder.events))] == [(3, 3), (3, None)]
+    assert [(a.step, a.ended_at) for a in raised_alerts(read_events(folder.events))] == [(3, 3), (3, None)]

@@ -1,7 +1,7 @@
 """Transfers whole folders, that is models and checkpoints, to and from a store.
 
-Invariants: a folder on a store is complete only if it has a manifest, the SHA-256 of each of its files. Object stores cannot rename, so
-the manifest is empty while files are changed and is written last. Every downloaded file is compared with its digest.
+Invariants: a folder on a store is complete only if it has a manifest, the SHA-256 of each of its files. Object stores cannot
+rename, so the manifest is empty while files are changed and is written last. Every downloaded file is compared with its digest.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def fetch_folder(store: Store, run: Path, name: str, needed: Callable[[str], boo
         wanted = read_manifest(store, name)
         if wanted is None:
             raise IncompleteFolder(f"{store.uri}/{name} does not exist, or its upload was not finished")
-        if _local_manifest(run, name) == wanted and all((run / name / file).is_file() for file in wanted if needed(file)):
+        if _local_manifest(run, name) == wanted and all(
+            (run / name / file).is_file() for file in wanted if needed(file)
+        ):
             return run / name
         for file, digest in wanted.items():
             if needed(file):

@@ -1,7 +1,7 @@
 """Keeps local copies of the logs of runs on a store up to date while the runs write them.
 
-Invariants: each local file is as the store had it at some moment; a run that is deleted on the store is deleted here; an outage of the
-store only delays updates.
+Invariants: each local file is as the store had it at some moment; a run that is deleted on the store is deleted here; an outage
+of the store only delays updates.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def followed(uri: str, note: Note, every_s: float = 5.0) -> Iterator[Path]:
 
 
 def refresh(store: Store, root: Path, note: Note = print) -> bool:
-    """Update the local copies once; returns whether there is a run. A run that cannot be read is reported and keeps its last copy.
+    """Update the local copies once; returns whether there is a run. Runs that cannot be read are reported and keep their copy.
 
     Raises:
         StoreFailed: the store does not answer.

@@ -1,8 +1,8 @@
 """A lease on a run folder on a store: only one run at a time may write to it, whichever machine the run is on.
 
-Invariants: another run never takes a lease that is renewed; a lease that was not renewed for `STALE_S`, by the store's own clock, is
-free; a run that lost its lease notices at the next renewal and stops writing. Stores have no locks: if two runs claim a free folder at
-the same moment, both read the lock back and the last writer wins.
+Invariants: another run never takes a lease that is renewed; a lease that was not renewed for `STALE_S`, by the store's own
+clock, is free; a run that lost its lease notices at the next renewal and stops writing. Stores have no locks: if two runs claim
+a free folder at the same moment, both read the lock back and the last writer wins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STALE_S = 60.0
 RENEW_S = 15.0
 _PROBE = ".probe"
 _TOKEN = ".lease"
-"""File in a working folder: the token of the last lease under which it was written. `content` in the lock is that of the store."""
+"""File in a working folder: token of the last lease under which it was written. The lock's `content` is that of the store."""
 
 
 class Lease:
@@ -50,12 +50,13 @@ class Lease:
         now, renewed, held = store.modified_at(_PROBE), store.modified_at(LOCK), lease.read_lock()
         store.delete(_PROBE)
         if held is not None and renewed is not None and not held["ended"] and held["token"] != lease.last_token:
-            age = (now - renewed).total_seconds()
+            # Without a time another run has just deleted the probe object, so it is starting too.
+            age = 0.0 if now is None else (now - renewed).total_seconds()
             if age < STALE_S:
                 raise RunFolderBusy(
                     f"{store.uri} is in use by {held['holder']}, which last renewed its lease {max(age, 0):.0f} s ago. "
-                    f"Wait for that run to end or stop it, or choose another name for this one. The folder is free {STALE_S:.0f} s "
-                    "after the last renewal."
+                    f"Wait for that run to end or stop it, or choose another name for this one. The folder is free "
+                    f"{STALE_S:.0f} s after the last renewal."
                 )
         lease._content = None if held is None else held["content"]
         lease._write(ended=False)
@@ -104,8 +105,8 @@ class Lease:
         held = self.read_lock()
         if held is not None and held["token"] != self.token:
             raise RunFolderBusy(
-                f"{self.store.uri} was taken over by {held['holder']}, because this run did not renew its lease for {STALE_S:.0f} s; "
-                "this run no longer writes there."
+                f"{self.store.uri} was taken over by {held['holder']}, because this run did not renew its lease for "
+                f"{STALE_S:.0f} s; this run no longer writes there."
             )
 
     def release(self) -> None:

@@ -1,7 +1,7 @@
 """URIs of stores, and the local path on each node of what they hold.
 
-Invariants: on every node a URI has exactly one local path below the working root, so a URI is a reference that all processes of a run
-understand; no URI holds a secret.
+Invariants: on every node a URI has exactly one local path below the working root, so a URI is a reference that all processes of
+a run understand; no URI holds a secret.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def copy_of(reference: str) -> Path:
 
 
 def portable(path: str | Path) -> str:
-    """Convert a path to what other nodes understand: `URI of the run#name in it` inside a working folder, else the path itself."""
+    """What other nodes understand: `URI of the run#name in it` for a path in a working folder, else the path itself."""
     path, root = Path(path), working_root()
     if not path.is_relative_to(root) or len(path.relative_to(root).parts) < 2:
         return str(path)

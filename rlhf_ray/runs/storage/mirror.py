@@ -1,8 +1,8 @@
 """Mirrors a run's working folder to a store while the run writes to it.
 
-Invariants: a model or checkpoint is uploaded as a whole, and only when it is complete here; a checkpoint is uploaded after the models
-that it needs; only what was here before is deleted from the store; an outage of the store does not disturb a run until its next
-checkpoint.
+Invariants: a model or checkpoint is uploaded as a whole, and only when it is complete here; a checkpoint is uploaded after the
+models that it needs; only what was here before is deleted from the store; an outage of the store does not disturb a run until
+its next checkpoint.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Mirror:
             except StoreFailed as error:
                 if time.monotonic() + wait_s > deadline:
                     raise StoreFailed(
-                        f"{error}; gave up after {self.patience_s:.0f} s. Everything is in {self.folder}, and --resume on this machine "
-                        "continues from there"
+                        f"{error}; gave up after {self.patience_s:.0f} s. Everything is in {self.folder}, and --resume on this "
+                        "machine continues from there"
                     ) from error
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, 10.0)

@@ -1,7 +1,8 @@
 """Checkpoints that several nodes write without a shared file system.
 
-Invariants: a rank writes to the working folder of its own node; files that are not on the driver's node are uploaded by the node that
-has them before the driver marks the checkpoint as complete; a node downloads only those files of a checkpoint that its ranks read.
+Invariants: a rank writes to the working folder of its own node; files that are not on the driver's node are uploaded by the
+node that has them before the driver marks the checkpoint as complete; a node downloads only those files of a checkpoint that
+its ranks read.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def record_remote_files(folder: Path, files: Manifest) -> None:
     """Record in the checkpoint to which `folder` belongs which of the folder's files other nodes uploaded."""
     path = folder.parent / REMOTE_FILES
     recorded = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(recorded | {f"{folder.name}/{file}": digest for file, digest in files.items()}, indent=1))
+    path.write_text(
+        json.dumps(recorded | {f"{folder.name}/{file}": digest for file, digest in files.items()}, indent=1)
+    )
 
 
 def fetch_rank_files(reference: str, rank: int) -> Path:

@@ -1,7 +1,7 @@
 """Opens a run whose folder may be on a store: takes the lease, downloads the run, and prepares the mirror; or reads a run.
 
-Invariant: a run continues from what the store has, unless this machine was the last that wrote there. Then it continues from its local
-files, which are never older.
+Invariant: a run continues from what the store has, unless this machine was the last that wrote there. Then it continues from
+its local files, which are never older.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run_folder(config: RunConfig) -> RunFolder:
 
 @contextmanager
 def claim_run_folder(config: RunConfig, resume: bool) -> Iterator[tuple[RunFolder, Mirror | None]]:
-    """Hold a run's folder until the block ends, like `RunFolder.claim`. For a folder on a store also returns its mirror, not started.
+    """Hold a run's folder until the block ends, like `RunFolder.claim`; for one on a store also returns its mirror, not started.
 
     Raises:
         RunFolderBusy: another run is using it, here or elsewhere.
@@ -69,7 +69,7 @@ def claim_run_folder(config: RunConfig, resume: bool) -> Iterator[tuple[RunFolde
 
 
 def _prepare_working_folder(store: Store, folder: Path, lease: Lease, resume: bool) -> tuple[str, ...]:
-    """Bring the working folder into the state from which the run starts; returns a warning for each damaged checkpoint skipped."""
+    """Bring the working folder into the run's initial state; returns a warning for each damaged checkpoint skipped."""
     exists = store.modified_at("config.yaml") is not None
     if exists and not resume:
         raise RunFolderTaken(

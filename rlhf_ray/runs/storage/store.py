@@ -139,7 +139,7 @@ class Store:
 
 
 def _file_system(uri: str) -> tuple[FileSystem, str]:
-    """The file system of a URI, and the path in it. `gs://` uses `STORAGE_EMULATOR_HOST` if it is set, like Google's own clients."""
+    """The file system of a URI, and the path in it. `gs://` uses `STORAGE_EMULATOR_HOST` if set, like Google's clients."""
     scheme, _, place = uri.partition("://")
     if scheme not in ("gs", "gcs"):
         return FileSystem.from_uri(uri)

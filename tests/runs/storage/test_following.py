@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.runs.storage.folders import put_folder
+from rlhf_ray.report.live.runs import Runs
+from rlhf_ray.runs.run_folder import RunFolderError
+from rlhf_ray.runs.storage.folders import upload_folder
 from rlhf_ray.runs.storage.following import followed, refresh
 from rlhf_ray.runs.storage.store import Store, StoreFailed
-from rlhf_ray.runs.run_folder import RunFolderError
-from rlhf_ray.report.live.runs import Runs
 
 SERVERS = {"s3": "s3_server", "gs": "google_server"}
 CONFIG = "name: {}\nstages: [ppo]\nppo: {{steps: 4}}\n"
@@ -49,7 +49,7 @@ def test_runs_grow_appear_and_go(uri, tmp_path):
     model.mkdir(parents=True)
     for name in ("config.json", "quality.json", "model.safetensors"):
         (model / name).write_text("{}")
-    put_folder(run, tmp_path / "run", "reward_model")
+    upload_folder(run, tmp_path / "run", "reward_model")
     with followed(uri, print, every_s=0.1) as root:
         assert shown(root) == {"a": None, "b": None}
         assert sorted(path.name for path in (root / "a" / "reward_model").iterdir()) == ["config.json", "quality.json"]

@@ -10,12 +10,20 @@ import pytest
 
 from rlhf_ray.runs import atomic_checkpoint
 from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
-from rlhf_ray.runs.storage.folders import NotWhole, begin, fetch_folder, folders, manifest, put_files, put_folder
+from rlhf_ray.runs.run_folder import RunFolderBusy
+from rlhf_ray.runs.storage.folders import (
+    IncompleteFolder,
+    fetch_folder,
+    folder_names,
+    mark_incomplete,
+    read_manifest,
+    upload_files,
+    upload_folder,
+)
 from rlhf_ray.runs.storage.lease import STALE_S, Lease
 from rlhf_ray.runs.storage.mirror import Mirror
-from rlhf_ray.runs.storage.session import pull
+from rlhf_ray.runs.storage.session import download_run
 from rlhf_ray.runs.storage.store import Store, StoreFailed
-from rlhf_ray.runs.run_folder import RunFolderBusy
 
 SERVERS = {"s3": "s3_server", "gs": "google_server"}
 
@@ -42,7 +50,7 @@ def checkpoint(run: Path, step: int) -> Path:
 def mirror(run: Path, store: Store, **settings: float) -> Mirror:
     run.mkdir(exist_ok=True)
     lease = Lease.take(store, run)
-    lease.keep()
+    lease.mark_local_newest()
     return Mirror(run, store, lease, **settings)
 
 
@@ -57,7 +65,7 @@ def test_objects_of_a_store(scheme, request, tmp_path):
     store.put_text("b", "è")
     store.get_file("a/large", tmp_path / "back" / "large")
     assert (tmp_path / "back" / "large").read_bytes() == (tmp_path / "large").read_bytes()
-    assert store.text("b") == "è" and store.text("c") is None and store.written("c") is None
+    assert store.text("b") == "è" and store.text("c") is None and store.modified_at("c") is None
     assert store.names() == ["a/large", "b"] and store.names("a") == ["a/large"]
     store.delete("a/large")
     store.delete("a/large")
@@ -69,13 +77,13 @@ def test_objects_of_a_store(scheme, request, tmp_path):
 
 def test_a_partial_upload_is_no_model(store, tmp_path):
     model(tmp_path / "here" / "sft")
-    begin(store, "sft")
-    put_files(store, tmp_path / "here", "sft")
-    with pytest.raises(NotWhole, match="not written to its end"):
+    mark_incomplete(store, "sft")
+    upload_files(store, tmp_path / "here", "sft")
+    with pytest.raises(IncompleteFolder, match="upload was not finished"):
         fetch_folder(store, tmp_path / "there", "sft")
-    pull(store, tmp_path / "there", print)
+    download_run(store, tmp_path / "there", print)
     assert not (tmp_path / "there" / "sft").exists()
-    put_folder(store, tmp_path / "here", "sft")
+    upload_folder(store, tmp_path / "here", "sft")
     fetched = fetch_folder(store, tmp_path / "there", "sft")
     assert (fetched / "model.safetensors").read_bytes() == b"weights"
 
@@ -83,14 +91,14 @@ def test_a_partial_upload_is_no_model(store, tmp_path):
 def test_a_damaged_model_is_refused_and_a_changed_one_fetched_again(store, tmp_path):
     run, other = tmp_path / "here", tmp_path / "there"
     model(run / "sft")
-    put_folder(store, run, "sft")
+    upload_folder(store, run, "sft")
     fetch_folder(store, other, "sft")
     model(run / "sft", b"newer")
-    put_folder(store, run, "sft")
+    upload_folder(store, run, "sft")
     assert (fetch_folder(store, other, "sft") / "model.safetensors").read_bytes() == b"newer"
     store.put_text("sft/model.safetensors", "other")
     assert fetch_folder(store, other, "sft"), "this node has it whole"
-    with pytest.raises(NotWhole, match="SHA-256"):
+    with pytest.raises(IncompleteFolder, match="SHA-256"):
         fetch_folder(store, tmp_path / "third", "sft")
     assert not (tmp_path / "third" / "sft" / "model.safetensors").exists()
 
@@ -106,18 +114,18 @@ def test_a_run_is_mirrored_and_comes_to_another_machine(store, tmp_path):
     for step in (1, 2):
         checkpoint(run, step)
     going.push()
-    assert folders(store) == ["checkpoints/step_1", "checkpoints/step_2"]
+    assert folder_names(store) == ["checkpoints/step_1", "checkpoints/step_2"]
 
     model(run / "sft")  # beside its metrics
     checkpoint(run, 4)
     atomic_checkpoint.keep_newest(run / "checkpoints", 2, up_to=4)
     going.push()
-    assert folders(store) == ["checkpoints/step_2", "checkpoints/step_4", "sft"]
+    assert folder_names(store) == ["checkpoints/step_2", "checkpoints/step_4", "sft"]
     assert not [name for name in store.names() if "step_1" in name or "tmp_" in name]
     assert "sft/metrics.jsonl" in store.names()
 
     other.mkdir()
-    pull(store, other, print)
+    download_run(store, other, print)
     assert (other / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
     assert sorted(path.name for path in (other / "checkpoints").iterdir()) == ["step_4"]
     atomic_checkpoint.verify(other / "checkpoints" / "step_4", "state.json")
@@ -130,10 +138,10 @@ def test_a_run_is_mirrored_and_comes_to_another_machine(store, tmp_path):
     going.lease.release()
     resumed = mirror(other, store)
     resumed.push()
-    assert "checkpoints/step_2" in folders(store), "an older one stays until there is a newer one"
+    assert "checkpoints/step_2" in folder_names(store), "an older one stays until there is a newer one"
     checkpoint(other, 6)
     resumed.push()
-    assert folders(store) == ["checkpoints/step_4", "checkpoints/step_6", "sft"]
+    assert folder_names(store) == ["checkpoints/step_4", "checkpoints/step_6", "sft"]
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud_and_never_all_of_them(store, tmp_path):
@@ -144,12 +152,12 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_never_all_of_them(store, 
     going.lease.release()
     store.put_text("checkpoints/step_2/state.json", "other")
     said: list[str] = []
-    pull(store, tmp_path / "there", said.append)
+    download_run(store, tmp_path / "there", said.append)
     assert [path.name for path in (tmp_path / "there" / "checkpoints").iterdir()] == ["step_1"]
     assert len(said) == 1 and "step_2/state.json" in said[0]
     store.put_text("checkpoints/step_1/state.json", "other")
     with pytest.raises(NotACheckpoint, match="none of the 2 checkpoints"):
-        pull(store, tmp_path / "third", said.append)
+        download_run(store, tmp_path / "third", said.append)
 
 
 @pytest.mark.engine
@@ -164,7 +172,7 @@ def test_an_outage_is_said_once_and_made_good(s3_server, store, tmp_path):
         s3_server.stop()
         (run / "metrics.jsonl").write_text("1\n2\n")
         wait_for(lambda: said)
-        with pytest.raises(StoreFailed, match=r"after 1 s of trying.*--resume"):
+        with pytest.raises(StoreFailed, match=r"gave up after 1 s.*--resume"):
             going.push()
         s3_server.start()
         wait_for(lambda: store.text("metrics.jsonl") == "1\n2\n" and len(said) == 2)
@@ -175,21 +183,21 @@ def test_one_run_at_a_time_and_a_stale_lease_is_free(store, tmp_path, monkeypatc
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     first = Lease.take(store, tmp_path / "first")
-    first.keep()
-    with pytest.raises(RunFolderBusy, match=r"in use by pid \d+ on .* last heard of \d+ s ago"):
+    first.mark_local_newest()
+    with pytest.raises(RunFolderBusy, match=r"in use by pid \d+ on .* last renewed its lease \d+ s ago"):
         Lease.take(store, tmp_path / "second")
-    assert Lease.take(store, tmp_path / "first").newest_here, "the machine that had it, after a crash"
+    assert Lease.take(store, tmp_path / "first").local_is_newest, "the machine that had it, after a crash"
 
     monkeypatch.setattr("rlhf_ray.runs.storage.lease.STALE_S", 0.5)
     assert STALE_S == 60
     time.sleep(1.5)  # S3 says when in whole seconds
     second = Lease.take(store, tmp_path / "second")
-    assert not second.newest_here
+    assert not second.local_is_newest
     with pytest.raises(RunFolderBusy, match="taken over"):
         first.check()
-    second.keep()
+    second.mark_local_newest()
     second.release()
-    assert not Lease.take(store, tmp_path / "first").newest_here
+    assert not Lease.take(store, tmp_path / "first").local_is_newest
 
 
 def wait_for(condition, timeout_s: float = 30.0) -> None:
@@ -201,5 +209,5 @@ def wait_for(condition, timeout_s: float = 30.0) -> None:
 
 def test_manifests_that_are_none_are_said_to_be(store):
     store.put_text(".manifests/sft.json", "[1")
-    with pytest.raises(NotWhole, match="manifest"):
-        manifest(store, "sft")
+    with pytest.raises(IncompleteFolder, match="manifest"):
+        read_manifest(store, "sft")

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_ray.runs import atomic_checkpoint
 from rlhf_ray.cli import app
+from rlhf_ray.runs import atomic_checkpoint
+from rlhf_ray.runs.run_folder import RunFolderError
+from rlhf_ray.runs.storage.folders import IncompleteFolder, fetch_copy, upload_folder
+from rlhf_ray.runs.storage.location import copy_of, portable, working_folder
+from rlhf_ray.runs.storage.rank_files import REMOTE_FILES, fetch_rank_files, record_remote_files, upload_rank_files
+from rlhf_ray.runs.storage.session import read_run
+from rlhf_ray.runs.storage.store import Store
 from rlhf_ray.serving.deploying import version_of
 from rlhf_ray.serving.versions import Version
-from rlhf_ray.runs.storage.folders import NotWhole, copy_here, put_folder
-from rlhf_ray.runs.storage.location import copy_of, portable, working_folder
-from rlhf_ray.runs.storage.session import read_run
-from rlhf_ray.runs.storage.rank_files import ELSEWHERE, note_elsewhere, put_share, take_share
-from rlhf_ray.runs.storage.store import Store
-from rlhf_ray.runs.run_folder import RunFolderError
 
 pytestmark = pytest.mark.usefixtures("s3_server", "working_root")
 
@@ -33,7 +33,7 @@ def uri(request, tmp_path) -> str:
     policy.mkdir(parents=True)
     (policy / "config.json").write_text("{}")
     (policy / "model.safetensors").write_bytes(b"weights")
-    put_folder(store, tmp_path / "run", "policy")
+    upload_folder(store, tmp_path / "run", "policy")
     return uri
 
 
@@ -43,9 +43,9 @@ def test_a_run_is_read_without_its_weights_and_served_with_them(uri):
     version = version_of(uri)
     assert version == Version("small-3", f"{uri}#policy") == version_of(f"{uri}#policy", "small-3")
     assert not (run.policy / "model.safetensors").exists(), "each node that serves it fetches them"
-    assert copy_here(version.folder) == str(run.policy) == str(copy_of(version.folder))
+    assert fetch_copy(version.folder) == str(run.policy) == str(copy_of(version.folder))
     assert (run.policy / "model.safetensors").read_bytes() == b"weights"
-    with pytest.raises(NotWhole, match="sft is not there"):
+    with pytest.raises(IncompleteFolder, match="sft does not exist"):
         version_of(f"{uri}#sft")
     assert not working_folder(uri).exists(), "a run that works here is left alone"
     with pytest.raises(RunFolderError, match="holds no run"):
@@ -72,27 +72,27 @@ def test_shares_of_two_nodes_make_one_checkpoint(tmp_path, monkeypatch, request)
         (part / f"zero_pp_rank_{rank}_optim.pt").write_text(str(rank))
         if rank == 0:
             (part / "model_states.pt").write_text("model")
-        files |= put_share(reference)
+        files |= upload_rank_files(reference)
         assert not part.exists()
     monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / "work"))
-    note_elsewhere(temporary / "policy_learner", files)
+    record_remote_files(temporary / "policy_learner", files)
     (temporary / "state.json").write_text("{}")
     atomic_checkpoint.seal(temporary)
     kept = portable(run / "checkpoints" / "step_2" / "policy_learner")
-    with pytest.raises(NotWhole):
-        take_share(kept, 0)
-    others = json.loads((run / "checkpoints" / "step_2" / ELSEWHERE).read_text())
-    put_folder(store, run, "checkpoints/step_2", others)
+    with pytest.raises(IncompleteFolder):
+        fetch_rank_files(kept, 0)
+    others = json.loads((run / "checkpoints" / "step_2" / REMOTE_FILES).read_text())
+    upload_folder(store, run, "checkpoints/step_2", others)
 
     for rank in (0, 1):
         monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / f"other{rank}"))
-        part = take_share(kept, rank)
+        part = fetch_rank_files(kept, rank)
         read = sorted(path.name for path in part.rglob("*.pt"))
         assert read == ["model_states.pt", f"zero_pp_rank_{rank}_optim.pt"]
     store.put_text("checkpoints/step_2/policy_learner/state/model_states.pt", "other")
     monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / "third"))
-    with pytest.raises(NotWhole, match="SHA-256"):
-        take_share(kept, 0)
+    with pytest.raises(IncompleteFolder, match="SHA-256"):
+        fetch_rank_files(kept, 0)
 
 
 def test_what_is_gone_from_the_store_is_not_read(uri):
@@ -110,5 +110,5 @@ def test_what_is_gone_from_the_store_is_not_read(uri):
 @pytest.mark.parametrize("name", ["../../../outside", "/tmp/outside"])
 def test_names_do_not_lead_out_of_the_copy(uri, name):
     Store(uri).put_text(".manifests/policy.json", json.dumps({name: "0" * 64}))
-    with pytest.raises(NotWhole, match="outside of its folder"):
+    with pytest.raises(IncompleteFolder, match="outside of its folder"):
         read_run(uri)

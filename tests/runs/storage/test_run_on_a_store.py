@@ -15,16 +15,16 @@ import pytest
 from safetensors.torch import load_file
 
 from rlhf_ray.config import RunConfig, parse_config
+from rlhf_ray.runs.events import read_events
 from rlhf_ray.runs.ledger import read_ledger
-from rlhf_ray.runtime.stopping import RunStopped
-from rlhf_ray.stages.run import run
-from rlhf_ray.runs.storage.folders import folders
+from rlhf_ray.runs.metrics import read_metrics
+from rlhf_ray.runs.run_folder import RunFolderTaken
+from rlhf_ray.runs.storage.folders import folder_names
 from rlhf_ray.runs.storage.location import working_root
 from rlhf_ray.runs.storage.session import read_run, run_folder
 from rlhf_ray.runs.storage.store import Store, StoreFailed
-from rlhf_ray.runs.events import read_events
-from rlhf_ray.runs.metrics import read_metrics
-from rlhf_ray.runs.run_folder import RunFolderTaken
+from rlhf_ray.runtime.stopping import RunStopped
+from rlhf_ray.stages.run import run
 
 WORKERS = {"workers": {"threads": 1, "cpus": 0.1}}
 STEPS = 4
@@ -115,7 +115,7 @@ def test_a_stopped_run_goes_on_elsewhere_to_the_same_weights(cloud, ray_cluster,
         run(stored)
     watching.join()
     store = Store(f"{folder}/small")
-    checkpoint, sft = folders(store)
+    checkpoint, sft = folder_names(store)
     assert sft == "sft" and list((tmp_path / "node").glob("*/small/sft/model.safetensors")), "workers fetched it"
     elsewhere = json.loads(store.text(f"{checkpoint}/.elsewhere.json"))
     assert (
