@@ -132,7 +132,7 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def stage_metrics(self, stage: str) -> Path:
-        """The metrics file of a stage (`ppo`, `sft`, `reward_model_2`, …). PPO's is in the run's folder, others in the model's."""
+        """The metrics file of a stage (`ppo`, `sft`, `reward_model_2`, …). Only PPO's is in the run's own folder."""
         return self.metrics if stage == "ppo" else self.path / stage / "metrics.jsonl"
 
     @property

@@ -75,7 +75,7 @@ def read_status(folder: RunFolder) -> RunStatus:
     stage = changes[-1]["stage"] if changes else None
     supervised = stage in ("sft", "reward_model")
     if stage is not None and supervised:
-        members = [path for path in folder.path.glob(f"{stage}*/metrics.jsonl")]
+        members = folder.path.glob(f"{stage}*/metrics.jsonl")
         metrics = max(members, key=lambda path: path.stat().st_mtime, default=folder.stage_metrics(stage))
     else:
         metrics = folder.metrics

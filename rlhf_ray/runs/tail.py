@@ -22,6 +22,8 @@ _MAX_NAMED = 5
 class Tail:
     """Follows one file. No file stays open between two calls of `read_new`."""
 
+    _overlap: bytes
+
     def __init__(self, path: Path, on_record: Callable[[dict[str, Any]], None], on_restart: Callable[[], None]) -> None:
         """`on_record` gets each new record and may reject it with ValueError. `on_restart` is called before the file is read from
         the start again."""
@@ -71,7 +73,7 @@ class Tail:
 
     def _reset(self) -> None:
         self._offset, self._lines, self._damaged = 0, 0, 0
-        self._overlap: bytes = b""
+        self._overlap = b""
         self._named: list[str] = []
 
 
