@@ -32,8 +32,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     rewards_by_time = rewards.detach().masked_fill(~valid, 0.0).unbind(1)
     values_by_time = values.detach().masked_fill(~valid, 0.0).unbind(1)
     valid_by_time = valid.unbind(1)
-    next_value = torch.zeros_like(values[:, 0]) if values.shape[1] else None
-    next_advantage = next_value
+    next_value = next_advantage = values.new_zeros(len(values))
     reversed_advantages = []
     for t in reversed(range(values.shape[1])):
         delta = rewards_by_time[t] + gamma * next_value - values_by_time[t]
@@ -167,32 +166,16 @@ class Advantages:
     """[B, T], targets of the critic; None where there is none."""
 
 
-@dataclass(frozen=True)
-class AdvantageEstimator:
-    """One way from rewards to advantages."""
-
-    needs_critic: bool
-    needs_groups: bool
-    """Every prompt must have at least two responses in the batch."""
-    compute: Callable[[EstimatorInput], Advantages]
-    per_response: bool = False
-    """All tokens of a response have the same advantage."""
-
-
-def estimator_named(name: str) -> AdvantageEstimator:
-    """The estimator of a config's name. Raises ValueError for an unknown one."""
-    if name not in ESTIMATORS:
-        raise ValueError(f"unknown advantage estimator {name!r}; allowed: {', '.join(sorted(ESTIMATORS))}")
-    return ESTIMATORS[name]
-
-
-def _gae(batch: EstimatorInput) -> Advantages:
+def estimate_gae(batch: EstimatorInput) -> Advantages:
+    """GAE, with returns as targets of the critic. Raises ValueError without the critic's values."""
     if batch.values is None:
         raise ValueError("the estimator 'gae' needs the values of a critic; configure one, or use 'rloo' or 'grpo'")
     return Advantages(*gae(batch.rewards, batch.values, batch.mask, batch.gamma, batch.lam))
 
 
-def _grouped(score_advantages: Callable[[Tensor, Tensor], Tensor]) -> Callable[[EstimatorInput], Advantages]:
+def _per_response(score_advantages: Callable[[Tensor, Tensor], Tensor]) -> Callable[[EstimatorInput], Advantages]:
+    """Sums the rewards of each response and gives all of its tokens the advantage of that sum."""
+
     def compute(batch: EstimatorInput) -> Advantages:
         valid = batch.mask.bool()
         scores = batch.rewards.masked_fill(~valid, 0.0).sum(dim=1)
@@ -202,25 +185,22 @@ def _grouped(score_advantages: Callable[[Tensor, Tensor], Tensor]) -> Callable[[
     return compute
 
 
-def _reinforce_plus_plus(batch: EstimatorInput) -> Advantages:
+estimate_rloo = _per_response(rloo)
+estimate_grpo = _per_response(grpo)
+estimate_dr_grpo = _per_response(dr_grpo)
+
+
+def estimate_reinforce_plus_plus(batch: EstimatorInput) -> Advantages:
+    """REINFORCE++ over the global batch."""
     return Advantages(reinforce_plus_plus(batch.rewards, batch.mask, batch.gamma), returns=None)
 
 
-def _reinforce_plus_plus_baseline(batch: EstimatorInput) -> Advantages:
+def estimate_reinforce_plus_plus_baseline(batch: EstimatorInput) -> Advantages:
+    """REINFORCE++ with the mean score of each group as the baseline."""
     advantages = reinforce_plus_plus_baseline(batch.rewards, batch.mask, batch.scores, batch.groups, batch.gamma)
     return Advantages(advantages, returns=None)
 
 
-def _none(batch: EstimatorInput) -> Advantages:
+def estimate_none(batch: EstimatorInput) -> Advantages:
+    """Zeros: the policy learns from a teacher alone."""
     return Advantages(batch.rewards.new_zeros(batch.rewards.shape), returns=None)
-
-
-ESTIMATORS = {
-    "gae": AdvantageEstimator(needs_critic=True, needs_groups=False, compute=_gae),
-    "rloo": AdvantageEstimator(False, True, _grouped(rloo), per_response=True),
-    "grpo": AdvantageEstimator(False, True, _grouped(grpo), per_response=True),
-    "dr_grpo": AdvantageEstimator(False, True, _grouped(dr_grpo), per_response=True),
-    "reinforce_plus_plus": AdvantageEstimator(False, False, _reinforce_plus_plus),
-    "reinforce_plus_plus_baseline": AdvantageEstimator(False, True, _reinforce_plus_plus_baseline),
-    "none": AdvantageEstimator(False, False, _none),
-}

@@ -219,46 +219,30 @@ class Clip:
     dual: float | None = None
 
 
-@dataclass(frozen=True)
-class PolicyLossKind:
-    """One way from advantages to a loss."""
-
-    compute: Callable[[PolicyTokens, Clip], PolicyLoss]
-    has_dual_clip: bool = False
-    of_sequences: bool = False
-    """Its ratio is of whole sequences, and its objective a mean over them."""
-    corrects_rollout_policy: bool = False
-    """It weighs by what sampled the tokens itself."""
-
-
-def policy_loss_named(name: str) -> PolicyLossKind:
-    """The loss of a config's name. Raises ValueError for an unknown one."""
-    if name not in POLICY_LOSSES:
-        raise ValueError(f"unknown policy loss {name!r}; allowed: {', '.join(sorted(POLICY_LOSSES))}")
-    return POLICY_LOSSES[name]
-
-
-def _ppo(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
+def ppo_loss(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
+    """`ppo_policy_loss` as an entry of the registry."""
     return ppo_policy_loss(
         tokens.logprobs, tokens.old_logprobs, tokens.advantages, tokens.mask,
         clip_low=clip.low, clip_high=clip.high, dual_clip=clip.dual,
     )  # fmt: skip
 
 
-def _decoupled_ppo(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
+def decoupled_ppo_loss(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
+    """`decoupled_ppo_policy_loss` as an entry of the registry."""
     return decoupled_ppo_policy_loss(
         tokens.logprobs, tokens.old_logprobs, tokens.rollout_logprobs, tokens.advantages, tokens.mask,
         clip_low=clip.low, clip_high=clip.high, dual_clip=clip.dual,
     )  # fmt: skip
 
 
-def _cispo(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
+def cispo_loss(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
+    """`cispo_policy_loss` as an entry of the registry."""
     return cispo_policy_loss(
         tokens.logprobs, tokens.old_logprobs, tokens.advantages, tokens.mask, clip_low=clip.low, clip_high=clip.high
     )
 
 
-def _of_sequences(loss: Callable[..., PolicyLoss]) -> Callable[[PolicyTokens, Clip], PolicyLoss]:
+def _sequence_loss(loss: Callable[..., PolicyLoss]) -> Callable[[PolicyTokens, Clip], PolicyLoss]:
     def compute(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:
         return loss(
             tokens.logprobs, tokens.old_logprobs, tokens.advantages, tokens.mask, tokens.segments,
@@ -268,10 +252,5 @@ def _of_sequences(loss: Callable[..., PolicyLoss]) -> Callable[[PolicyTokens, Cl
     return compute
 
 
-POLICY_LOSSES = {
-    "ppo": PolicyLossKind(_ppo, has_dual_clip=True),
-    "decoupled_ppo": PolicyLossKind(_decoupled_ppo, has_dual_clip=True, corrects_rollout_policy=True),
-    "cispo": PolicyLossKind(_cispo),
-    "gspo": PolicyLossKind(_of_sequences(gspo_policy_loss), of_sequences=True),
-    "gspo_token": PolicyLossKind(_of_sequences(gspo_token_policy_loss), of_sequences=True),
-}
+gspo_loss = _sequence_loss(gspo_policy_loss)
+gspo_token_loss = _sequence_loss(gspo_token_policy_loss)

@@ -5,10 +5,19 @@ Invariant: what a combination would leave undefined, or would silently not do, i
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
+from rlhf_ray.algorithms.registry import (
+    ESTIMATORS,
+    POLICY_LOSSES,
+    AdvantageEstimator,
+    PolicyLossKind,
+    estimator_named,
+    policy_loss_named,
+)
 from rlhf_ray.config.section import Section
 
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -88,20 +97,25 @@ class PtxConfig(Section):
     """Demonstrations of each optimizer step, per rollout of it."""
 
 
-__all__ = ["AlgorithmConfig", "KLConfig"]
+def _choice(find: Callable[[str], object], built_in: Mapping[str, object]) -> tuple[AfterValidator, WithJsonSchema]:
+    """The type of a key that names an entry of the registry: a built-in one, or the user's own."""
 
-GROUP_ADVANTAGES = ("rloo", "grpo", "dr_grpo", "reinforce_plus_plus_baseline")
-"""These compare the responses to one prompt."""
-RESPONSE_ADVANTAGES = ("rloo", "grpo", "dr_grpo")
-"""These give all tokens of a response the same advantage."""
+    def check(name: str) -> str:
+        find(name)
+        return name
+
+    own = {"type": "string", "title": "package.module:name", "pattern": "^[^:]+:[^:]+$"}
+    return AfterValidator(check), WithJsonSchema({"anyOf": [{"enum": list(built_in)}, own]})
+
+
+EstimatorName = Annotated[str, *_choice(estimator_named, ESTIMATORS)]
+PolicyLossName = Annotated[str, *_choice(policy_loss_named, POLICY_LOSSES)]
 
 
 class AlgorithmConfig(Section):
     """How rewards become gradients."""
 
-    advantage: Literal[
-        "gae", "rloo", "grpo", "dr_grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "none"
-    ] = "gae"
+    advantage: EstimatorName = "gae"
     """`gae` trains a value model (PPO); the others start none. All but `gae` and `reinforce_plus_plus` compare the samples
     of one prompt. `none`: no reward, a teacher alone."""
     gamma: float = Field(1.0, gt=0, le=1)
@@ -112,7 +126,7 @@ class AlgorithmConfig(Section):
     """Zero mean and unit variance over the valid tokens of the global batch; for `gae` only (REINFORCE++ always does)."""
     whiten_rewards: bool = False
     """Unit variance of the token rewards, mean kept; for `gae` only."""
-    policy_loss: Literal["ppo", "decoupled_ppo", "cispo", "gspo", "gspo_token"] = "ppo"
+    policy_loss: PolicyLossName = "ppo"
     """PPO's clipped surrogate (GRPO's and DAPO's, too); that times π_old/π_engine (AReaL); REINFORCE with a clipped weight;
     the surrogate with one ratio per sequence, or that with an advantage per token."""
     clip_low: float = Field(0.2, gt=0, le=1)
@@ -149,13 +163,24 @@ class AlgorithmConfig(Section):
     """The pull towards the reference."""
 
     @property
+    def estimator(self) -> AdvantageEstimator:
+        """The entry that `advantage` names."""
+        return estimator_named(self.advantage)
+
+    @property
+    def loss_kind(self) -> PolicyLossKind:
+        """The entry that `policy_loss` names."""
+        return policy_loss_named(self.policy_loss)
+
+    @property
     def needs_value_model(self) -> bool:
-        return self.advantage == "gae"
+        """Whether a value model is trained."""
+        return self.estimator.needs_critic
 
     @property
     def needs_groups(self) -> bool:
-        """Every prompt must have at least two responses in a batch."""
-        return self.advantage in GROUP_ADVANTAGES
+        """Whether every prompt must have at least two responses in a batch."""
+        return self.estimator.needs_groups
 
     @field_validator("correction_bounds")
     @classmethod
@@ -165,57 +190,56 @@ class AlgorithmConfig(Section):
         return bounds
 
     @model_validator(mode="after")
-    def _advantage_uses_what_is_set(self) -> AlgorithmConfig:
-        name = self.advantage
-        if name in ("grpo", "dr_grpo") and self.kl.placement == "reward":
+    def _estimator_uses_what_is_set(self) -> AlgorithmConfig:
+        name, estimator = self.advantage, self.estimator
+        if not estimator.allows_kl_in_reward and self.kl.placement == "reward":
             raise ValueError(
                 f"advantage {name} compares whole responses and normalises their scores, not KL; set kl.placement to loss "
                 "or none (rloo and both reinforce_plus_plus are defined with it)"
             )
-        if name in RESPONSE_ADVANTAGES and self.gamma != 1:
+        if estimator.per_response and self.gamma != 1:
             raise ValueError(
-                f"gamma {self.gamma:g} discounts within a response, which advantage {name} takes as a whole"
+                f"gamma {self.gamma:g} discounts rewards within a response, but advantage {name} takes a response as a whole; "
+                "set gamma to 1"
             )
-        if name != "gae" and self.whiten_rewards:
+        if self.whiten_rewards and not estimator.whitens:
             raise ValueError(
                 f"whiten_rewards shifts the reward of every token, which advantage {name} would see as a reward for length; "
-                "it is for gae"
+                f"use it with {_names(ESTIMATORS, 'whitens')}, or remove it"
             )
-        if self.dynamic_sampling is not None and not self.needs_groups:
+        if self.dynamic_sampling is not None and not estimator.needs_groups:
             raise ValueError(
-                f"dynamic_sampling drops groups without signal, and advantage {name} finds signal without groups; it is for "
-                f"{', '.join(GROUP_ADVANTAGES)}"
+                f"dynamic_sampling drops groups without signal, and advantage {name} finds signal without groups; use it "
+                f"with {_names(ESTIMATORS, 'needs_groups')}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _no_reward_to_shape(self) -> AlgorithmConfig:
         shaped = [name for name in ("missing_eos_penalty", "overlong") if getattr(self, name) is not None]
         shaped += ["kl.placement: reward"] if self.kl.placement == "reward" else []
-        if self.advantage == "none" and shaped:
-            raise ValueError(f"advantage none reads no reward, which {', '.join(shaped)} would change; remove it")
+        if shaped and not estimator.reads_rewards:
+            raise ValueError(f"advantage {name} reads no reward, which {', '.join(shaped)} would change; remove it")
         return self
 
     @model_validator(mode="after")
     def _policy_loss_uses_what_is_set(self) -> AlgorithmConfig:
-        name = self.policy_loss
-        if self.dual_clip is not None and name not in ("ppo", "decoupled_ppo"):
-            raise ValueError(f"dual_clip bounds the surrogate of ppo and decoupled_ppo; policy_loss is {name}")
-        if name == "decoupled_ppo" and self.correction != "none":
+        name, loss = self.policy_loss, self.loss_kind
+        if self.dual_clip is not None and not loss.has_dual_clip:
             raise ValueError(
-                f"policy_loss decoupled_ppo weighs by π_old/π_engine itself, and correction {self.correction} would do it "
+                f"dual_clip bounds the surrogate of {_names(POLICY_LOSSES, 'has_dual_clip')}; policy_loss is {name}"
+            )
+        if loss.corrects_rollout_policy and self.correction != "none":
+            raise ValueError(
+                f"policy_loss {name} weighs by π_old/π_engine itself, and correction {self.correction} would do it "
                 "again; set correction to none, or policy_loss to ppo for a bounded weight"
             )
-        if name in ("gspo", "gspo_token") and self.aggregation != "sequence_mean":
+        if loss.of_sequences and self.aggregation != "sequence_mean":
             raise ValueError(
                 f"the objective of {name} is a mean over sequences; set aggregation to sequence_mean, not {self.aggregation}"
             )
-        if name == "gspo" and self.advantage not in RESPONSE_ADVANTAGES:
+        if loss.needs_response_advantages and not self.estimator.per_response:
             raise ValueError(
-                f"gspo has one ratio and one advantage per response, and advantage {self.advantage} gives one per token; use "
-                f"gspo_token, or an advantage among {', '.join(RESPONSE_ADVANTAGES)}"
+                f"policy_loss {name} needs one advantage per response, and advantage {self.advantage} gives one per token; use "
+                f"gspo_token, or an advantage among {_names(ESTIMATORS, 'per_response')}"
             )
-        if name in ("gspo", "gspo_token") and self.correction != "none" and self.correction_level == "token":
+        if loss.of_sequences and self.correction != "none" and self.correction_level == "token":
             raise ValueError(f"{name} weighs whole responses; set correction_level to sequence, or correction to none")
         return self
 
@@ -227,3 +251,8 @@ class AlgorithmConfig(Section):
                 "choose one"
             )
         return self
+
+
+def _names(built_in: Mapping[str, object], fact: str) -> str:
+    """The built-in entries of which a fact holds."""
+    return ", ".join(name for name, entry in built_in.items() if getattr(entry, fact))

@@ -100,8 +100,9 @@ class PpoConfig(Section):
     @property
     def longest_rollout(self) -> int:
         """Most tokens that follow a prompt."""
-        answers = 0 if self.environment is None else self.environment.max_turns - 1
-        return self.longest_response + answers * (self.environment.max_observation_tokens if answers else 0)
+        if self.environment is None:
+            return self.longest_response
+        return self.longest_response + (self.environment.max_turns - 1) * self.environment.max_observation_tokens
 
     @model_validator(mode="after")
     def _divisible(self) -> PpoConfig:
@@ -133,18 +134,19 @@ class PpoConfig(Section):
     def _something_to_learn_from(self) -> PpoConfig:
         others = (self.environment, self.discriminator)
         rewarded, advantage = self.reward.has_sources or others != (None, None), self.algorithm.advantage
+        reads_rewards = self.algorithm.estimator.reads_rewards
         if not rewarded and self.teacher is None:
             raise ValueError(
                 "no source of reward: set reward.model, add to reward.functions, judges or http, or set environment, "
                 "discriminator or teacher"
             )
-        if not rewarded and advantage != "none":
+        if not rewarded and reads_rewards:
             raise ValueError(
                 f"there is a teacher and no reward, which advantage {advantage} would read: set it to none"
             )
-        if rewarded and advantage == "none":
+        if rewarded and not reads_rewards:
             raise ValueError(
-                "algorithm.advantage none reads no reward, and reward has sources (reward.model: null is none)"
+                f"algorithm.advantage {advantage} reads no reward, and reward has sources (reward.model: null is none)"
             )
         if self.reward.needs_groups and self.samples_per_prompt < 2:
             raise ValueError(

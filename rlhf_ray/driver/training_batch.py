@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rlhf_ray.algorithms.advantages import EstimatorInput, estimator_named, whiten
+from rlhf_ray.algorithms.advantages import EstimatorInput, whiten
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.distillation import per_token_advantages
 from rlhf_ray.algorithms.kl import sequence_kl
@@ -77,11 +77,11 @@ def prepare(
     if algorithm.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     values = None if batch.old_values is None else _rows(batch.old_values, counts)[0]
-    result = estimator_named(algorithm.advantage).compute(
+    result = algorithm.estimator.compute(
         EstimatorInput(rewards, mask, scores, _group_ids(experiences), values, algorithm.gamma, algorithm.lam)
     )
     advantages = result.advantages
-    if algorithm.advantage == "gae" and algorithm.whiten_advantages:
+    if algorithm.estimator.whitens and algorithm.whiten_advantages:
         advantages = whiten(advantages, mask)
     teacher_kl = None
     if teaching:

@@ -18,7 +18,7 @@ from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.diagnostics import Diagnostics, measure_policy, measure_value
 from rlhf_ray.algorithms.kl import kl_loss
-from rlhf_ray.algorithms.losses import Clip, PolicyTokens, policy_loss_named, ppo_value_loss
+from rlhf_ray.algorithms.losses import Clip, PolicyTokens, ppo_value_loss
 from rlhf_ray.algorithms.statistics import Segments, Summary, summarise
 from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.algorithm import AlgorithmConfig
@@ -33,7 +33,7 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTea
 
     In a batch with demonstrations their tokens have a cross-entropy and nothing else.
     """
-    loss_kind = policy_loss_named(algorithm.policy_loss)
+    loss_kind = algorithm.loss_kind
     corrected = loss_kind.corrects_rollout_policy or algorithm.correction != "none"
     clip = Clip(algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip)
 

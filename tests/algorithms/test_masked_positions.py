@@ -11,14 +11,8 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.kl import k1, k2, k3, kl_loss
-from rlhf_ray.algorithms.losses import (
-    POLICY_LOSSES,
-    Clip,
-    PolicyTokens,
-    policy_loss_named,
-    ppo_policy_loss,
-    ppo_value_loss,
-)
+from rlhf_ray.algorithms.losses import Clip, PolicyTokens, ppo_policy_loss, ppo_value_loss
+from rlhf_ray.algorithms.registry import POLICY_LOSSES, policy_loss_named
 from rlhf_ray.algorithms.statistics import Segments
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
-from rlhf_ray.algorithms.losses import POLICY_LOSSES, Clip, PolicyTokens, policy_loss_named
+from rlhf_ray.algorithms.losses import Clip, PolicyTokens
+from rlhf_ray.algorithms.registry import POLICY_LOSSES, policy_loss_named
 from rlhf_ray.algorithms.statistics import Segments
-from rlhf_ray.config.algorithm import AlgorithmConfig
 
 LENGTHS = torch.tensor([5, 1, 3, 4])
 MASK = torch.arange(5) < LENGTHS.unsqueeze(1)
@@ -136,9 +135,3 @@ def test_oracle_12_decoupled_ppo_at_ratio_one_has_the_expected_gradient_of_its_f
     off_policy = expected_gradient("decoupled_ppo", sampled_by.exp(), sampled_by)
     torch.testing.assert_close(off_policy, on_policy, atol=1e-9, rtol=0)
     assert (expected_gradient("ppo", sampled_by.exp(), sampled_by) - on_policy).abs().max() > 1e-3
-
-
-def test_names_are_those_of_the_config() -> None:
-    assert set(POLICY_LOSSES) == set(get_args(AlgorithmConfig.model_fields["policy_loss"].annotation))
-    with pytest.raises(ValueError, match="allowed: cispo, decoupled_ppo, gspo, gspo_token, ppo"):
-        policy_loss_named("trpo")

@@ -18,7 +18,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a weighted reward": ({"kl": {"importance_weighted": True}}, "a reward is not differentiated"),
     "GRPO with KL in the reward": ({"advantage": "grpo"}, "set kl.placement to loss or none"),
     "Dr. GRPO with KL in the reward": ({"advantage": "dr_grpo"}, "set kl.placement to loss or none"),
-    "RLOO with a discount": ({"advantage": "rloo", "gamma": 0.9}, "takes as a whole"),
+    "RLOO with a discount": ({"advantage": "rloo", "gamma": 0.9}, "takes a response as a whole"),
     "token whitening without tokens": (LOSS | {"advantage": "grpo", "whiten_rewards": True}, "a reward for length"),
     "dynamic sampling without groups": ({"dynamic_sampling": {}}, "finds signal without groups"),
     "REINFORCE++ has no groups either": (

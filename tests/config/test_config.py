@@ -53,7 +53,7 @@ REFUSED = {
     "text for a number": (("ppo.batch_size", "64"), "ppo.batch_size: Input should be a valid integer (got '64')"),
     "fraction for a count": (("ppo.steps", 1.5), "ppo.steps: Input should be a valid integer"),
     "number for a flag": (("ppo.algorithm.whiten_advantages", 1), "ppo.algorithm.whiten_advantages"),
-    "choice": (("ppo.algorithm.advantage", "vtrace"), "'reinforce_plus_plus_baseline' or 'none' (got 'vtrace')"),
+    "choice": (("ppo.algorithm.advantage", "vtrace"), "reinforce_plus_plus_baseline, none, or package.module:name"),
     "staleness below zero": (("ppo.staleness", -1), "ppo.staleness: Input should be greater than or equal to 0 (got -1)"),
     "staleness above zero": (("ppo.staleness", 1), "ppo.staleness: Input should be less than or equal to 0 (got 1)"),
     "name that is a path": (("name", "../up"), "name: "),
