@@ -1,4 +1,4 @@
-"""What a source of reward says of rollouts: a finite number for each, or an error."""
+"""What a source of reward returns for a rollout: a finite number, or an error that says why there is none."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class RewardError(InputError, RuntimeError):
 
 
 class ServiceError(InputError, RuntimeError):
-    """A service gave no answer that can be used; the message says what it did instead, without any key."""
+    """A service gave no usable answer. The message says what happened and never contains a key."""
 
 
-class Unreadable(ValueError):
-    """An answer that arrived and does not say what was asked for. `text` is what a judge wrote, where there is a text."""
+class UnreadableAnswer(ValueError):
+    """A service answered, but not in the required form. `text` is the text that a judge wrote, if it wrote one."""
 
     def __init__(self, reason: str, text: str | None = None) -> None:
         super().__init__(reason)
         self.text = text
 
 
-def numbers(answers: Sequence[float | RewardError]) -> np.ndarray:
-    """float64 [n]. Raises the first RewardError among the answers."""
+def scores_or_raise(answers: Sequence[float | RewardError]) -> np.ndarray:
+    """The scores as float64 [n]. Raises the first RewardError among them."""
     for answer in answers:
         if isinstance(answer, RewardError):
             raise answer
     return np.asarray(answers, dtype=np.float64)
 
 
-def checked(name: str, scores: np.ndarray, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
-    """Scores as answers: an error in the place of one that is not finite, and of all where their number is wrong."""
+def check_scores(name: str, scores: np.ndarray, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
+    """Replace each score that is not finite by an error, and all of them if their number is wrong."""
     if scores.shape != (len(rollouts),):
         reason = f"returned shape {scores.shape} for {len(rollouts)} responses; one number for each is needed"
         return [RewardError(name, reason, [r.id for r in rollouts])] * len(rollouts)
@@ -57,6 +57,6 @@ def checked(name: str, scores: np.ndarray, rollouts: Sequence[Rollout]) -> list[
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, rollouts: Sequence[Rollout]) -> list[str]:
-    """The responses, without special tokens and without space around them."""
+    """The responses as text, without special tokens and surrounding white space."""
     texts = tokenizer.batch_decode([rollout.token_ids for rollout in rollouts], skip_special_tokens=True)
     return [text.strip() for text in texts]

@@ -1,4 +1,4 @@
-"""The exact-answer reward of GSM8K (Cobbe et al., arXiv 2110.14168): the number behind `####` is right, or it is not.
+"""The exact-answer reward of GSM8K (Cobbe et al., arXiv 2110.14168): whether the number after `####` is right.
 
 Invariant: numbers are compared by value and without rounding, so `1,234`, `$1234.00` and `1234` are the same answer.
 """
@@ -14,22 +14,22 @@ MARK = "####"
 _NUMBER = re.compile(
     r"(?P<sign>[-−–]?)\s*[$€£]?\s*(?P<minus>[-−]?)(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?"
 )
-"""Of `-$1,234.50` or `.5`; `1,23` is two numbers, and so no answer."""
+"""Matches `-$1,234.50` and `.5`. `1,23` is two numbers, so it is not an answer."""
 
 
 def exact_answer(
     prompts: Sequence[Any], responses: Sequence[str], metadata: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """1 for each response whose answer equals that of `metadata["answer"]`, 0 for the others.
+    """1 for each response whose answer equals the one in `metadata["answer"]`, 0 for the others.
 
     Raises:
-        ValueError: a reference has no answer; that is the data's fault, and no response's.
+        ValueError: a reference has no answer, which is an error in the data.
     """
     return [float(parse_answer(text) == _reference(about)) for text, about in zip(responses, metadata, strict=True)]
 
 
 def parse_answer(text: str) -> Fraction | None:
-    """The one number on the line behind the last `####`; None where there is no such line, or not exactly one number in it."""
+    """The number on the line after the last `####`; None if there is no such line, or not exactly one number on it."""
     _, mark, rest = text.rpartition(MARK)
     if not mark:
         return None
@@ -46,5 +46,5 @@ def _value(match: re.Match[str]) -> Fraction:
 def _reference(about: Mapping[str, Any]) -> Fraction:
     answer = parse_answer(str(about.get("answer", "")))
     if answer is None:
-        raise ValueError(f"the reference needs an 'answer' with a number behind {MARK}; got {about.get('answer')!r}")
+        raise ValueError(f"the reference needs an 'answer' with a number after {MARK}; got {about.get('answer')!r}")
     return answer

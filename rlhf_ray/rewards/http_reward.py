@@ -1,7 +1,7 @@
-"""A reward that a service computes: `POST` of prompts, responses and metadata, back come scores.
+"""A reward that a service computes: prompts, responses and metadata are sent by `POST`, and scores come back.
 
-Invariant: what is no number is no score. `null` says that there is none; anything else that does not fit is asked for again, a
-bounded number of times, and then costs the rollouts of its request.
+Invariant: only a finite number is a score. `null` means that the service has no score for a response. Any other answer is
+requested again, a limited number of times; after that the rollouts of the request have an error.
 """
 
 from __future__ import annotations
@@ -14,35 +14,38 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config.reward import HttpSource
-from rlhf_ray.rewards.answers import RewardError, ServiceError, Unreadable, response_texts
-from rlhf_ray.rewards.http import Background, Endpoint, Keys, Meter
+from rlhf_ray.rewards.answers import RewardError, ServiceError, UnreadableAnswer, response_texts
+from rlhf_ray.rewards.http import ApiKeys, EventLoopThread, ServiceClient, UsageMeter
 from rlhf_ray.types import Rollout
 
 
 class HttpReward:
     """A source of reward behind a URL."""
 
-    remote = True
-
     def __init__(
-        self, config: HttpSource, tokenizer: PreTrainedTokenizerBase, keys: Keys, workers: int, background: Background
+        self,
+        config: HttpSource,
+        tokenizer: PreTrainedTokenizerBase,
+        keys: ApiKeys,
+        workers: int,
+        event_loop: EventLoopThread,
     ) -> None:
         self.name, self.weight, self.config = config.name, config.weight, config
-        self.tokenizer, self.background = tokenizer, background
-        self.meter = Meter()
-        self.endpoint = Endpoint(config, keys, workers, self.meter)
+        self.tokenizer, self.event_loop = tokenizer, event_loop
+        self.meter = UsageMeter()
+        self.client = ServiceClient(config, keys, workers, self.meter)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
-        """A number for each, or why there is none."""
-        return self.background.run(self._score(rollouts))
+        """A score or an error for each rollout."""
+        return self.event_loop.run(self._score(rollouts))
 
     async def _score(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
         size = self.config.batch_size
         parts = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
-        answers = await asyncio.gather(*(self._part(part) for part in parts))
+        answers = await asyncio.gather(*(self._score_part(part) for part in parts))
         return [answer for part in answers for answer in part]
 
-    async def _part(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
+    async def _score_part(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
         self.meter.add(questions=1)
         ids = [rollout.id for rollout in rollouts]
         try:
@@ -50,17 +53,17 @@ class HttpReward:
         except ServiceError as error:
             self.meter.add(failures=1)
             return [RewardError(self.name, str(error), ids)] * len(ids)
-        nothing = "the service answered null: no score"
+        no_score = "the service answered null: no score"
         return [
-            RewardError(self.name, nothing, [id_]) if score is None else score
+            RewardError(self.name, no_score, [id_]) if score is None else score
             for id_, score in zip(ids, scores, strict=True)
         ]
 
     async def _ask(self, body: dict[str, Any]) -> list[float | None]:
         for _ in range(self.config.readings):
             try:
-                return scores_of(await self.endpoint.post("", body), len(body["responses"]))
-            except Unreadable as error:
+                return parse_scores(await self.client.post("", body), len(body["responses"]))
+            except UnreadableAnswer as error:
                 self.meter.add(unreadable=1)
                 reason = str(error)
         raise ServiceError(f"no readable answer in {self.config.readings} attempts: {reason}")
@@ -74,22 +77,22 @@ class HttpReward:
         return body if self.config.model is None else {"model": self.config.model} | body
 
 
-def scores_of(answer: dict[str, Any], count: int) -> list[float | None]:
+def parse_scores(answer: dict[str, Any], count: int) -> list[float | None]:
     """The `count` scores of an answer.
 
     Raises:
-        Unreadable: it has none, or not as many, or one is no finite number and not null.
+        UnreadableAnswer: the scores are missing, their number is wrong, or one is neither a finite number nor null.
     """
     scores = answer.get("scores")
     if not isinstance(scores, list) or len(scores) != count:
         shown = f"{len(scores)} scores" if isinstance(scores, list) else f"{answer!r:.200}"
-        raise Unreadable(f'expected {{"scores": […]}} with {count} numbers, got {shown}')
+        raise UnreadableAnswer(f'expected {{"scores": […]}} with {count} numbers, got {shown}')
     for score in scores:
-        if score is not None and not _is_number(score):
-            raise Unreadable(f"{score!r:.80} is no finite number (null says that there is no score)")
+        if score is not None and not _is_finite_number(score):
+            raise UnreadableAnswer(f"{score!r:.80} is not a finite number (use null where there is no score)")
     return [None if score is None else float(score) for score in scores]
 
 
-def _is_number(value: Any) -> bool:
-    # JSON's numbers may be integers that no float holds, and Python's reader lets NaN through.
+def _is_finite_number(value: Any) -> bool:
+    # JSON integers may exceed the range of a float, and Python's JSON reader accepts NaN.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -1,11 +1,12 @@
-"""Sources of reward. A further kind is a class with `name`, `weight` and `score`, built in `build_sources`.
+"""Sources of reward. A new kind is a class with `name`, `weight`, `meter` and `score`, built in `build_sources`.
 
-Invariant: a source answers with one finite number per rollout, in order, or says with a `RewardError` which it has none for.
+Invariant: a source returns one finite number, or a `RewardError`, for each rollout, in order.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.config.reward import RewardConfig, RewardFunctionSource
-from rlhf_ray.rewards.answers import RewardError, checked, response_texts
-from rlhf_ray.rewards.http import Background, Keys
+from rlhf_ray.rewards.answers import RewardError, check_scores, response_texts
+from rlhf_ray.rewards.http import ApiKeys, EventLoopThread, UsageMeter
 from rlhf_ray.rewards.http_reward import HttpReward
 from rlhf_ray.rewards.judge import JudgeReward
 from rlhf_ray.rewards.model_reward import EnsembleScore, ModelReward
@@ -24,7 +25,7 @@ from rlhf_ray.types import Rollout
 
 RewardFunction = Callable[..., Sequence[float]]
 NARROWING_CALLS = 64
-"""Calls of a function that raised on a batch, at most, to find out which rollouts it raises on."""
+"""Most calls made to find the rollouts on which a function raises, after it raised on a batch."""
 
 
 class RewardSource(Protocol):
@@ -32,17 +33,19 @@ class RewardSource(Protocol):
 
     name: str
     weight: float
-    remote: bool
-    """`score` waits for a service, and may be called from several threads at the same time."""
+
+    @property
+    def meter(self) -> UsageMeter | None:
+        """Usage of a service, whose `score` several threads may call at the same time. None: computed in this process."""
 
     def score(self, rollouts: Sequence[Rollout]) -> Sequence[float | EnsembleScore | RewardError]:
-        """One finite number per rollout, or an error in its place."""
+        """One finite number, or an error, for each rollout."""
 
 
 class FunctionReward:
     """A Python function of prompts (messages), responses (text) and metadata."""
 
-    remote = False
+    meter: UsageMeter | None = None
 
     def __init__(self, source: RewardFunctionSource, tokenizer: PreTrainedTokenizerBase) -> None:
         self.name, self.weight = source.name, source.weight
@@ -50,26 +53,26 @@ class FunctionReward:
         self.tokenizer = tokenizer
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | RewardError]:
-        """Where the function raises, it is called again on halves, so that only the rollouts that it raises on are lost.
+        """Score a batch. If the function raises, call it again on halves, so that only the rollouts it raises on are lost.
 
-        After `NARROWING_CALLS` calls whatever it still raises on is lost as it is.
+        After `NARROWING_CALLS` calls, each part that still raises is lost as a whole.
         """
         calls_left = NARROWING_CALLS
 
-        def on(part: Sequence[Rollout]) -> list[float | RewardError]:
+        def score_part(part: Sequence[Rollout]) -> list[float | RewardError]:
             nonlocal calls_left
             try:
-                return checked(self.name, self._call(part), part)
+                return check_scores(self.name, self._call(part), part)
             except Exception as error:
-                # A user's function may raise anything; it is reported with the rollouts it was given.
+                # A user's function may raise anything. The error names the rollouts of the call.
                 if len(part) == 1 or calls_left < 2:
                     reason = f"raised {type(error).__name__}: {error}"
                     return [RewardError(self.name, reason, [r.id for r in part])] * len(part)
             calls_left -= 2
             middle = len(part) // 2
-            return on(part[:middle]) + on(part[middle:])
+            return score_part(part[:middle]) + score_part(part[middle:])
 
-        return on(rollouts)
+        return score_part(rollouts)
 
     def _call(self, rollouts: Sequence[Rollout]) -> np.ndarray:
         scores = self.function(
@@ -84,17 +87,41 @@ def resolve_function(path: str) -> RewardFunction:
     """The function that `package.module:function` names.
 
     Raises:
-        ValueError: the module cannot be imported or has no such function.
+        ValueError: the module cannot be imported, has no such function, or the function takes other parameters.
     """
     module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"reward function {path!r}: expected the form package.module:function")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"reward function {path!r}: cannot import {module_name!r}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
+    except Exception as error:
+        # A user's module may raise anything while it is imported.
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"reward function {path!r}: cannot import {module_name!r}: {reason}") from error
+    if not hasattr(module, name):
         raise ValueError(f"reward function {path!r}: module {module_name!r} has no function {name!r}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise ValueError(f"reward function {path!r}: {name!r} is not a function but {type(function).__name__}")
+    _check_signature(path, function)
     return function
+
+
+def _check_signature(path: str, function: RewardFunction) -> None:
+    expected = "def name(prompts, responses, metadata) -> list[float]"
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"reward function {path!r} is async; expected a plain function: {expected}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # some functions written in C have no signature
+    try:
+        signature.bind(prompts=(), responses=(), metadata=())
+    except TypeError as error:
+        raise ValueError(
+            f"reward function {path!r} has the parameters {signature} and is called with prompts, responses and metadata by "
+            f"name ({error}); expected: {expected}"
+        ) from error
 
 
 def build_sources(
@@ -102,21 +129,21 @@ def build_sources(
     model_paths: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
-    keys: Keys,
+    keys: ApiKeys,
     folder: Path,
 ) -> list[RewardSource]:
-    """The sources that a config names; those that cost most come last, and are not asked about what others failed on.
+    """The sources that a config names. The most expensive ones come last, and skip rollouts on which others failed.
 
     Args:
-        model_paths: of reward models, an ensemble's or one.
-        keys: of the services.
-        folder: of the run, for what a source keeps.
+        model_paths: folders of the reward models: one, or the members of an ensemble.
+        keys: API keys of the services.
+        folder: the run folder, where sources keep their files.
     """
     sources: list[RewardSource] = [FunctionReward(source, tokenizer) for source in config.functions]
     if config.model is not None and model_paths:
         sources.insert(0, ModelReward(model_paths, config.model, config, device))
     if config.services:
-        background, workers = Background(), config.workers.count
-        sources += [HttpReward(source, tokenizer, keys, workers, background) for source in config.http]
-        sources += [JudgeReward(source, tokenizer, keys, workers, background, folder) for source in config.judges]
+        event_loop, workers = EventLoopThread(), config.workers.count
+        sources += [HttpReward(source, tokenizer, keys, workers, event_loop) for source in config.http]
+        sources += [JudgeReward(source, tokenizer, keys, workers, event_loop, folder) for source in config.judges]
     return sources

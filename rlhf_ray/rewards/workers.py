@@ -1,4 +1,4 @@
-"""The actors: `RewardWorker` says how good rollouts are, `ReferenceWorker` how likely the frozen policy finds them."""
+"""The scoring actors, and the driver's view of them: rewards and log-probabilities of rollouts by frozen models and functions."""
 
 from __future__ import annotations
 
@@ -19,40 +19,84 @@ from rlhf_ray.models.heads import TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm, load_tokenizer
 from rlhf_ray.models.packing import enable_packing
 from rlhf_ray.rewards.answers import RewardError
-from rlhf_ray.rewards.http import Keys, Usage
+from rlhf_ray.rewards.http import ApiKeys, Usage
 from rlhf_ray.rewards.model_reward import EnsembleScore, ModelReward
 from rlhf_ray.rewards.sources import RewardSource, build_sources
 from rlhf_ray.runs.storage.folders import fetch
 from rlhf_ray.runs.storage.location import local
 from rlhf_ray.types import Rollout, Score
 
+Answer = TypeVar("Answer")
 
-def _device(gpus: float) -> torch.device:
-    return torch.device("cuda" if gpus > 0 else "cpu")
+
+class ScoringPool(Generic[Answer]):
+    """The driver's handle to equal workers of one role. Each batch goes to the worker with the fewest outstanding tokens."""
+
+    def __init__(self, workers: Sequence[ActorHandle], method: str) -> None:
+        self.workers = tuple(workers)
+        self.method = method
+        self.outstanding = [0] * len(self.workers)
+
+    @classmethod
+    async def start(
+        cls, actor: type, method: str, count: int, options: Callable[[int], dict[str, Any]], *arguments: Any
+    ) -> ScoringPool:
+        """Start `count` actors and wait until they have loaded their models."""
+        remote = ray.remote(actor)
+        workers = [remote.options(**options(index)).remote(*arguments) for index in range(count)]
+        await asyncio.gather(*(worker.__ray_ready__.remote() for worker in workers))
+        return cls(workers, method)
+
+    async def __call__(self, rollouts: Sequence[Rollout]) -> list[Answer]:
+        """The answers of the pool's default method, in order."""
+        return await self.ask(self.method, rollouts)
+
+    async def ask(self, method: str, rollouts: Sequence[Rollout]) -> list[Any]:
+        """The answers of another method for the rollouts, in order."""
+        index = self.outstanding.index(min(self.outstanding))
+        tokens = sum(len(r.prompt.token_ids) + len(r) for r in rollouts)
+        self.outstanding[index] += tokens
+        try:
+            return await getattr(self.workers[index], method).remote(list(rollouts))
+        finally:
+            self.outstanding[index] -= tokens
+
+    async def ask_all(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of all workers to the same call."""
+        return await asyncio.gather(*(getattr(worker, method).remote(*arguments) for worker in self.workers))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
 
 
 class RewardWorker:
-    """All sources of reward, in one actor. Calls from several threads wait for services at the same time."""
+    """An actor with all sources of reward. Calls from several threads wait for services at the same time."""
 
     def __init__(
         self,
         config: RewardConfig,
         model_paths: Sequence[str],
         tokenizer_path: str,
-        keys: Keys | None = None,
+        keys: ApiKeys | None = None,
         folder: str = ".",
     ) -> None:
-        """`model_paths`: of reward models; `keys`: of the services, by the names of their variables; `folder`: of the run."""
+        """
+        Args:
+            model_paths: folders of the reward models.
+            keys: API keys of the services, by the names of their variables.
+            folder: the run folder.
+        """
         torch.set_num_threads(config.workers.threads)
         tokenizer, device = load_tokenizer(fetch(tokenizer_path)), _device(config.workers.gpus)
         folders = tuple(map(fetch, model_paths))
         self.sources = build_sources(config, folders, tokenizer, device, keys or {}, local(folder))
-        self._here = threading.Lock()
+        self._local_sources = threading.Lock()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score | RewardError]:
-        """One answer per rollout: a score, or why there is none. A failing source costs the rollouts that it fails on.
+        """A score or an error for each rollout. A failing source affects only the rollouts that it fails on.
 
-        Of an episode the last turn is scored, as a response to all that was said before it.
+        For an episode, the last turn is scored as a response to everything before it.
         """
         rollouts = [rollout.final_turn for rollout in rollouts]
         failures: dict[str, RewardError] = {}
@@ -70,13 +114,13 @@ class RewardWorker:
         return [failures.get(rollout.id) or self._total(parts[rollout.id]) for rollout in rollouts]
 
     def raw_rewards(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-        """float64 [K] for each rollout: what the K reward models say of it, not normalised."""
-        with self._here:
+        """float64 [K] for each rollout: the rewards of the K reward models, not normalised."""
+        with self._local_sources:
             return list(self._model_reward.raw([rollout.final_turn for rollout in rollouts]).T)
 
     def normalise(self, statistics: Sequence[tuple[float, float]]) -> None:
-        """Normalise the reward models by these means and standard deviations from now on."""
-        with self._here:
+        """From now on, normalise the reward models by these means and standard deviations."""
+        with self._local_sources:
             self._model_reward.normalise(statistics)
 
     @property
@@ -84,25 +128,26 @@ class RewardWorker:
         return next(source for source in self.sources if isinstance(source, ModelReward))
 
     def usage(self) -> dict[str, Usage]:
-        """What each service was asked for since the last call."""
-        return {source.name: source.meter.take() for source in self.sources if source.remote}
+        """The usage of each service since the last call."""
+        return {source.name: source.meter.take() for source in self.sources if source.meter is not None}
 
     def _ask(self, source: RewardSource, rollouts: Sequence[Rollout]) -> Sequence[float | EnsembleScore | RewardError]:
         if not rollouts:
             return []
-        if source.remote:
+        if source.meter is not None:
             return source.score(rollouts)
-        with self._here:
+        with self._local_sources:
             return source.score(rollouts)
 
     def _total(self, parts: dict[str, float]) -> Score:
         return Score(sum(source.weight * parts[source.name] for source in self.sources), parts)
 
 
-class ReferenceWorker:
-    """The policy that training started from, frozen."""
+class LogprobWorker:
+    """An actor with a frozen language model that computes log-probabilities of the policy's tokens."""
 
     def __init__(self, config: ScorerConfig, model_path: str, temperature: float) -> None:
+        """`temperature`: the policy's sampling temperature."""
         torch.set_num_threads(config.workers.threads)
         self.device = _device(config.workers.gpus)
         self.budget, self.packing = config.micro_batch_tokens, config.packing
@@ -126,52 +171,13 @@ class ReferenceWorker:
         return self.policy(inputs)[0].float().cpu().numpy()
 
 
-class TeacherWorker(ReferenceWorker):
-    """A frozen model with the policy's tokenizer, at the policy's sampling temperature.
-
-    At the same temperature, so that a teacher that is the policy has nothing to teach.
-    """
+class ReferenceWorker(LogprobWorker):
+    """The reference policy. Ray lists actors by class name, so that each role has a class."""
 
 
-Answer = TypeVar("Answer")
+class TeacherWorker(LogprobWorker):
+    """The teacher of on-policy distillation. At the policy's temperature, a teacher equal to the policy teaches nothing."""
 
 
-class ScoringPool(Generic[Answer]):
-    """Workers that answer one value per rollout."""
-
-    def __init__(self, workers: Sequence[ActorHandle], method: str) -> None:
-        self.workers = tuple(workers)
-        self.method = method
-        self.outstanding = [0] * len(self.workers)
-
-    @classmethod
-    async def start(
-        cls, actor: type, method: str, count: int, options: Callable[[int], dict[str, Any]], *arguments: Any
-    ) -> ScoringPool:
-        """Start `count` actors and wait until they have loaded their models."""
-        remote = ray.remote(actor)
-        workers = [remote.options(**options(index)).remote(*arguments) for index in range(count)]
-        await asyncio.gather(*(worker.__ray_ready__.remote() for worker in workers))
-        return cls(workers, method)
-
-    async def __call__(self, rollouts: Sequence[Rollout]) -> list[Answer]:
-        """The answers, in order."""
-        return await self.ask(self.method, rollouts)
-
-    async def ask(self, method: str, rollouts: Sequence[Rollout]) -> list[Any]:
-        """What a worker says of the rollouts by another of its methods, in order."""
-        index = self.outstanding.index(min(self.outstanding))
-        tokens = sum(len(r.prompt.token_ids) + len(r) for r in rollouts)
-        self.outstanding[index] += tokens
-        try:
-            return await getattr(self.workers[index], method).remote(list(rollouts))
-        finally:
-            self.outstanding[index] -= tokens
-
-    async def ask_all(self, method: str, *arguments: Any) -> list[Any]:
-        """What every worker answers to the same call."""
-        return await asyncio.gather(*(getattr(worker, method).remote(*arguments) for worker in self.workers))
-
-    def close(self) -> None:
-        for worker in self.workers:
-            ray.kill(worker)
+def _device(gpus: float) -> torch.device:
+    return torch.device("cuda" if gpus > 0 else "cpu")

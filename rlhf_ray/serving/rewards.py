@@ -17,7 +17,7 @@ from rlhf_ray.config.serving import ServingConfig
 from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.models.loading import context_of, load_tokenizer
 from rlhf_ray.rewards.answers import RewardError
-from rlhf_ray.rewards.model_reward import ModelReward
+from rlhf_ray.rewards.model_reward import EnsembleScore, ModelReward
 from rlhf_ray.runs.storage.folders import fetch_copy
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest
 
@@ -99,5 +99,7 @@ def build_rewards(config: ServingConfig) -> Application:
     return deployment.bind(config.reward_model, workers.threads, workers.gpus)
 
 
-def _number(answer: float | RewardError) -> float | None:
-    return None if isinstance(answer, RewardError) else float(answer)
+def _number(answer: float | EnsembleScore | RewardError) -> float | None:
+    if isinstance(answer, RewardError):
+        return None
+    return answer.value if isinstance(answer, EnsembleScore) else float(answer)

@@ -22,7 +22,7 @@ from rlhf_ray.data.datasets import SIMULATED_UTILITY
 from rlhf_ray.data.records import Pair
 from rlhf_ray.data.simulator import pair_accuracy_ceiling
 from rlhf_ray.driver.workers import Roles
-from rlhf_ray.rewards.answers import RewardError, numbers
+from rlhf_ray.rewards.answers import RewardError, scores_or_raise
 from rlhf_ray.rewards.sources import FunctionReward
 from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
@@ -65,7 +65,7 @@ async def answer(
     truth = None
     if utility is not None:
         source = FunctionReward(RewardFunctionSource(name="utility", function=utility), tokenizer)
-        truth = numbers(source.score([rollout.final_turn for rollout in rollouts]))
+        truth = scores_or_raise(source.score([rollout.final_turn for rollout in rollouts]))
     kl = None if references[0] is None else _mean_kl(rollouts, references)
     rewards = np.asarray([math.nan if isinstance(s, RewardError) or not s.parts else s.total for s in scores])
     return Answers(tuple(texts), np.asarray([r.sampled_count for r in rollouts]), rewards, truth, kl)

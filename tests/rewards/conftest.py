@@ -60,6 +60,18 @@ def nothing(prompts, responses, metadata):
     return None
 
 NOT_A_FUNCTION = 3
+
+def two_parameters(prompts, responses):
+    return [0.0] * len(responses)
+
+def other_names(prompts, responses, about):
+    return [0.0] * len(responses)
+
+async def asynchronous(prompts, responses, metadata):
+    return [0.0] * len(responses)
+
+def keywords(**texts):
+    return [1.0] * len(texts["responses"])
 '''
 
 
@@ -68,6 +80,7 @@ def functions(tmp_path_factory) -> Path:
     """A folder with the module `misbehaving`, importable from here on."""
     folder = tmp_path_factory.mktemp("functions")
     (folder / "misbehaving.py").write_text(FUNCTIONS)
+    (folder / "misbehaving_on_import.py").write_text("1 / 0")
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))

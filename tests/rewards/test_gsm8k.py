@@ -38,7 +38,7 @@ def test_the_reward_is_one_or_zero():
 
 
 def test_a_reference_without_an_answer_is_an_error():
-    with pytest.raises(ValueError, match="needs an 'answer' with a number behind ####; got None"):
+    with pytest.raises(ValueError, match="needs an 'answer' with a number after ####; got None"):
         exact_answer([None], ["#### 1"], [{}])
 
 

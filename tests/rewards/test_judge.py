@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.rewards.answers import RewardError
-from rlhf_ray.rewards.judge import meetings
+from rlhf_ray.rewards.judge import comparison_pairs
 from rlhf_ray.types import Score
 from tests.rewards.services import Answer, Request, completion, mark, quoted, serve, verdict
 
@@ -138,7 +138,7 @@ def test_a_response_cannot_leave_its_quotation(served_worker, answers):
 
 @given(st.lists(st.sampled_from("abc"), max_size=14), st.one_of(st.none(), st.integers(2, 8)))
 def test_meetings(prompts, opponents):
-    pairs = meetings(prompts, opponents)
+    pairs = comparison_pairs(prompts, opponents)
     assert len({frozenset(pair) for pair in pairs}) == len(pairs), "nobody meets the same twice, or itself"
     assert all(prompts[i] == prompts[j] and i != j for i, j in pairs)
     for index, prompt in enumerate(prompts):

@@ -171,10 +171,19 @@ def test_batching_and_padding_change_nothing(reward_worker, rollouts, reward_mod
     ("path", "message"),
     [
         ("no_such_module:f", "cannot import 'no_such_module'"),
+        ("misbehaving_on_import:f", "cannot import 'misbehaving_on_import': ZeroDivisionError"),
+        ("misbehaving", "expected the form package.module:function"),
         ("misbehaving:f", "has no function 'f'"),
-        ("misbehaving:NOT_A_FUNCTION", "has no function 'NOT_A_FUNCTION'"),
+        ("misbehaving:NOT_A_FUNCTION", "'NOT_A_FUNCTION' is not a function but int"),
+        ("misbehaving:two_parameters", r"parameters \(prompts, responses\).*unexpected keyword argument 'metadata'"),
+        ("misbehaving:other_names", "missing a required argument: 'about'"),
+        ("misbehaving:asynchronous", "is async; expected a plain function"),
     ],
 )
-def test_functions_that_are_not_there(functions, path, message):
+def test_unusable_functions_are_refused_before_work_starts(functions, path, message):
     with pytest.raises(ValueError, match=f"reward function '{path}'.*{message}"):
         resolve_function(path)
+
+
+def test_functions_with_other_signatures_that_accept_the_call(functions):
+    assert resolve_function("misbehaving:keywords")(prompts=[], responses=["a"], metadata=[]) == [1.0]

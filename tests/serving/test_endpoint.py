@@ -24,7 +24,7 @@ from rlhf_ray.cli import app
 from rlhf_ray.config import RunConfig, parse_config
 from rlhf_ray.config.loading import load_serving
 from rlhf_ray.models.loading import load_scalar_model
-from rlhf_ray.rewards.http_reward import scores_of
+from rlhf_ray.rewards.http_reward import parse_scores
 from rlhf_ray.runs.events import read_events
 from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.serving.deploying import NotStarted, RouteTaken
@@ -170,7 +170,7 @@ def test_scores_are_the_reward_models(url, reward_model):
     body = {"prompts": [CHAT, CHAT], "responses": ["On Monday.", "I am sorry."], "metadata": [{}, {}]}
     headers = {"authorization": f"Bearer {KEY}"}
     answer = httpx.post(f"{url}/score", json=body, headers=headers)
-    scores = scores_of(answer.json(), 2)
+    scores = parse_scores(answer.json(), 2)
     tokenizer, model = AutoTokenizer.from_pretrained(reward_model), load_scalar_model(reward_model).eval()
     for response, score in zip(body["responses"], scores, strict=True):
         text = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
