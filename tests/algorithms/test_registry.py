@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rlhf_ray.algorithms.registry import ESTIMATORS, POLICY_LOSSES, estimator_na
 from rlhf_ray.algorithms.statistics import Segments
 from rlhf_ray.config import ConfigError, parse_config
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from tests.learner.test_policy_objective import loss_and_gradient, minibatch
 
 MASK = torch.ones(2, 3, dtype=torch.bool)
 OWN = """
@@ -135,3 +137,24 @@ def test_a_policy_loss_of_ones_own_is_computed_and_its_facts_are_checked(own) ->
         AlgorithmConfig.model_validate({"policy_loss": f"{own}:half_ppo"})
     with pytest.raises(ValueError, match="dual_clip bounds the surrogate of ppo, decoupled_ppo"):
         AlgorithmConfig.model_validate({"policy_loss": f"{own}:half_ppo", "advantage": "rloo", "dual_clip": 3.0})
+
+
+def test_the_learners_objective_uses_a_policy_loss_of_ones_own(own) -> None:
+    batch = minibatch(seed=0, counts=[3, 2], aggregation="token_mean")
+    settings = {"advantage": "rloo", "kl": {"placement": "none"}}
+    built_in = loss_and_gradient([batch], AlgorithmConfig.model_validate(settings))
+    halved = loss_and_gradient([batch], AlgorithmConfig.model_validate(settings | {"policy_loss": f"{own}:half_ppo"}))
+    assert halved[0] == pytest.approx(built_in[0] / 2)
+    assert halved[1] == pytest.approx(built_in[1] / 2)
+
+
+def test_a_ray_worker_finds_entries_of_ones_own(own, tmp_path, ray_cluster) -> None:
+    import ray
+
+    algorithm = AlgorithmConfig.model_validate({"policy_loss": f"{own}:half_ppo", "advantage": "rloo"})
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}})
+    def facts(received: AlgorithmConfig) -> tuple[bool, bool]:
+        return received.loss_kind.needs_response_advantages, received.loss_kind.has_dual_clip
+
+    assert ray.get(facts.remote(algorithm), timeout=120) == (True, False)
