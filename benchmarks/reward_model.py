@@ -26,7 +26,7 @@ from rlhf_ray.algorithms.reward_quality import longer_wins
 from rlhf_ray.algorithms.statistics import Share, ordered
 from rlhf_ray.config import RunConfig, load_config
 from rlhf_ray.data.datasets import split_held_out
-from rlhf_ray.data.labels import decided_comparisons, pack_elements, plan_lesson
+from rlhf_ray.data.labels import build_label_encoder, decided_comparisons, pack_examples
 from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.records import Pair
@@ -101,9 +101,9 @@ def train_model(pairs: Path, seed: int, overrides: Sequence[str], folder: Path) 
 
 def by_model(config: RunConfig, folder: RunFolder, test: Sequence[Pair]) -> tuple[Share, list[Share]]:
     """Accuracy of the members' mean, and of each member."""
-    lesson = plan_lesson(config.reward_model, test)
+    encoder = build_label_encoder(config.reward_model, test)
     limit = LengthLimit(config.model.build.max_positions)
-    batch = pack_elements(lesson.encode(load_tokenizer(folder.reward_model), test, limit).items)
+    batch = pack_examples(encoder.encode(load_tokenizer(folder.reward_model), test, limit).items)
     better, worse = decided_comparisons(batch, "pairs")
     members = []
     for number in range(1, config.reward_model.members + 1):

@@ -18,6 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+GROUP, ANNOTATOR, VALUES = 0, 1, 2
+"""Columns of a label (`Batch.labels`): the numbers of group and annotator (0: none), and the first of the label's values."""
+PREFERENCE, MARGIN = VALUES, VALUES + 1
+"""Values of a pair."""
+RANK = VALUES
+"""Value of a response in a ranking."""
+
 
 def bradley_terry_loss(
     chosen: Tensor,

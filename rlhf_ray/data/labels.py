@@ -1,43 +1,42 @@
-"""From what people said to the batch that a reward model trains on.
+"""From feedback records to the batch that a reward model trains on.
 
-Invariants: what is learned (groups, annotators, the scale of marks) is decided from the training records alone; a sequence
-ends behind its last end-of-sequence token, where rollouts end, too; an element that does not fit is left out whole.
+Invariants: groups, annotators and the scale of ratings are taken from the training records alone; a sequence ends after its last
+end-of-sequence token, as rollouts do; an example that is too long is left out as a whole.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.algorithms.preferences import all_pairs, preference_of_ranks
+from rlhf_ray.algorithms.preferences import PREFERENCE, RANK, all_pairs, preference_of_ranks
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.data.limits import Encoded, LengthLimit, fit
-from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Messages, Pair, Ranking, Scored
+from rlhf_ray.data.rows import DataError
 from rlhf_ray.data.tokenize import encode_dialogue
-from rlhf_ray.learner.reward_objectives import PREFERENCE, RANK
 from rlhf_ray.models.reward_heads import MEAN_OF_GROUPS, RewardHeads
 
 Feedback = Pair | Ranking | Scored
 
 
 @dataclass(frozen=True, eq=False)
-class Element:
-    """One label and the sequences that it is about."""
+class LabeledExample:
+    """One label and the sequences that it rates or compares."""
 
     sequences: tuple[np.ndarray, ...]
     """int32 [T_i] each: prompt and response."""
     labels: np.ndarray
-    """float32 [sequences, k], see `learner.reward_objectives`."""
+    """float32 [sequences, k]: group, annotator and the label's values (`algorithms.preferences`)."""
     weight: float
     group: str | None = None
-    """Of the annotator, if known."""
+    """Group of the annotator, if known."""
     annotator: str | None = None
 
     def longest(self) -> int:
@@ -47,13 +46,13 @@ class Element:
 
 @dataclass(frozen=True)
 class LabelEncoder:
-    """What is learned from the training records, and how their labels are written down."""
+    """The rewards to learn, and the encoding of labels as numbers."""
 
     heads: RewardHeads
     annotators: tuple[str, ...] = ()
-    """Those whose reliability is learned; number 1 is the first."""
+    """Annotators whose reliability is learned; the first has number 1."""
     scales: tuple[tuple[float, float], ...] = ()
-    """Scores: mean and std of the training marks of each aspect."""
+    """Kind scores: mean and standard deviation of the training ratings of each aspect."""
 
     @cached_property
     def _groups(self) -> dict[str, int]:
@@ -66,54 +65,67 @@ class LabelEncoder:
 
     def encode(
         self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Feedback], limit: LengthLimit
-    ) -> Encoded[Element]:
-        """Elements all of whose sequences are within the limit; what says nothing is no element."""
-        return fit(filter(self._concerns, records), partial(self._element, tokenizer), Element.longest, limit)
+    ) -> Encoded[LabeledExample]:
+        """The examples whose sequences are all within the limit. Records without a label to learn are skipped."""
+        return fit(filter(self._is_learned, records), partial(self._example, tokenizer), LabeledExample.longest, limit)
 
-    def _concerns(self, record: Feedback) -> bool:
-        """Whether a record says anything that is learned: not if its weight is 0, or its marks are of other aspects."""
+    def _is_learned(self, record: Feedback) -> bool:
+        """Whether a record has a positive weight and, for scores, a rating of a learned aspect."""
         return record.weight > 0 and (
             not isinstance(record, Scored) or not record.scores.keys().isdisjoint(self.heads.weights)
         )
 
-    def _element(self, tokenizer: PreTrainedTokenizerBase, record: Feedback) -> Element:
-        responses, said = _said(record, self)
+    def _example(self, tokenizer: PreTrainedTokenizerBase, record: Feedback) -> LabeledExample:
+        responses, values = self._responses_and_values(record)
         sequences = tuple(
             _up_to_end(encode_dialogue(tokenizer, record.prompt + response).token_ids, tokenizer.eos_token_id)
             for response in responses
         )
-        who = [self._groups.get(record.group, 0), self._annotators.get(record.annotator, 0)]
-        labels = np.asarray([[*who, *row] for row in said], dtype=np.float32)
-        return Element(sequences, labels, record.weight, record.group, record.annotator)
+        who = [_number(self._groups, record.group), _number(self._annotators, record.annotator)]
+        labels = np.asarray([[*who, *row] for row in values], dtype=np.float32)
+        return LabeledExample(sequences, labels, record.weight, record.group, record.annotator)
+
+    def _responses_and_values(self, record: Feedback) -> tuple[tuple[Messages, ...], list[tuple[float, ...]]]:
+        """The responses of a label, and its values for each of them."""
+        if isinstance(record, Pair):
+            return (record.chosen, record.rejected), [(record.preference, record.margin or 0.0)] * 2
+        if isinstance(record, Ranking):
+            return record.responses, [(float(rank),) for rank in record.ranks]
+        ratings = tuple(
+            (record.scores[aspect] - mean) / std if aspect in record.scores else float("nan")
+            for aspect, (mean, std) in zip(self.heads.weights, self.scales, strict=True)
+        )
+        return (record.response,), [ratings]
 
 
-def plan_lesson(config: RewardModelConfig, train: Sequence[Feedback]) -> LabelEncoder:
-    """What there is to learn.
+def build_label_encoder(config: RewardModelConfig, train: Sequence[Feedback]) -> LabelEncoder:
+    """The encoder for the training records.
 
     Raises:
-        DataError: no record has an aspect that is to be learned, no group has labels enough, or a group has a reserved name.
+        DataError: an aspect has no ratings to learn from, no group has enough labels, or a group has a reserved name.
     """
     groups = _groups(config, train)
     annotators = sorted({r.annotator for r in train if r.annotator is not None}) if config.reliability else ()
     if config.kind != "scores":
         return LabelEncoder(RewardHeads({"reward": 1.0}, groups), tuple(annotators))
-    scales = tuple(_scale(aspect, train) for aspect in config.aspects)
+    rated = [record for record in train if isinstance(record, Scored)]
+    scales = tuple(_scale(aspect, rated) for aspect in config.aspects)
     return LabelEncoder(RewardHeads(config.aspects, groups), scales=scales)
 
 
 def pair_of_edit(edit: Edit) -> Pair:
-    """The edited answer was preferred to the original."""
+    """An edit as a pair: the edited answer is preferred to the original."""
     return Pair(edit.prompt, edit.edited, edit.original, edit.metadata, edit.annotator, edit.group, weight=edit.weight)
 
 
-def pack_elements(elements: Sequence[Element]) -> Batch:
-    """The sequences of all elements end to end, with their labels.
+def pack_examples(examples: Sequence[LabeledExample]) -> Batch:
+    """The sequences of all examples end to end, with their labels. An example is an element of the batch.
 
-    The single target of a sequence is its last token. An element's weight stands at its first sequence, 0 at the others.
+    The only target of a sequence is its last token. An example's weight is at its first sequence; the others have 0.
     """
-    sequences = [sequence for element in elements for sequence in element.sequences]
-    starts = np.concatenate([np.arange(len(element.sequences)) == 0 for element in elements])
-    weights = np.repeat([element.weight for element in elements], [len(element.sequences) for element in elements])
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    starts = np.concatenate([np.arange(len(example.sequences)) == 0 for example in examples])
+    weights = np.repeat([example.weight for example in examples], [len(example.sequences) for example in examples])
     batch = pack_sequences(sequences, [np.arange(len(s)) == len(s) - 1 for s in sequences])
     return Batch(
         batch.token_ids,
@@ -121,13 +133,13 @@ def pack_elements(elements: Sequence[Element]) -> Batch:
         batch.target_mask,
         weights=(weights * starts).astype(np.float32),
         element_starts=starts,
-        labels=np.concatenate([element.labels for element in elements]),
+        labels=np.concatenate([example.labels for example in examples]),
     )
 
 
 def decided_comparisons(batch: Batch, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [c] each: the better and the worse sequence of every comparison that says which is which; none for marks."""
-    if kind == "scores":
+    """int64 [c] each: the better and the worse sequence of every comparison without a tie. Kind scores has none."""
+    if kind == "scores" or batch.labels is None:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     pairs = all_pairs(batch.element_sizes)
     if kind == "rankings":
@@ -139,18 +151,9 @@ def decided_comparisons(batch: Batch, kind: str) -> tuple[np.ndarray, np.ndarray
     return np.where(forward, first, second), np.where(forward, second, first)
 
 
-def _said(record: Feedback, lesson: LabelEncoder) -> tuple[tuple[Messages, ...], Iterator[tuple[float, ...]]]:
-    """The responses that a label is about, and what it says of each."""
-    if isinstance(record, Pair):
-        said = (record.preference, record.margin or 0.0)
-        return (record.chosen, record.rejected), iter((said, said))
-    if isinstance(record, Ranking):
-        return record.responses, ((float(rank),) for rank in record.ranks)
-    marks = tuple(
-        (record.scores[aspect] - mean) / std if aspect in record.scores else float("nan")
-        for aspect, (mean, std) in zip(lesson.heads.weights, lesson.scales, strict=True)
-    )
-    return (record.response,), iter((marks,))
+def _number(numbers: dict[str, int], name: str | None) -> int:
+    """0 for a name that is unknown or not given."""
+    return 0 if name is None else numbers.get(name, 0)
 
 
 def _groups(config: RewardModelConfig, train: Sequence[Feedback]) -> tuple[str, ...]:
@@ -159,27 +162,27 @@ def _groups(config: RewardModelConfig, train: Sequence[Feedback]) -> tuple[str, 
     labels = Counter(record.group for record in train if record.group is not None)
     groups = tuple(sorted(group for group, count in labels.items() if count >= config.groups.minimum_labels))
     if not groups:
-        seen = ", ".join(f"{group} {count}" for group, count in labels.most_common(8)) or "none names one"
+        seen = ", ".join(f"{group} {count}" for group, count in labels.most_common(8)) or "no label names a group"
         raise DataError(
             f"reward_model.groups: no annotator group has {config.groups.minimum_labels} training labels ({seen}); lower "
             "reward_model.groups.minimum_labels, or remove reward_model.groups"
         )
     if MEAN_OF_GROUPS in groups:
         raise DataError(
-            f"an annotator group is called {MEAN_OF_GROUPS!r}, which means all of them; give it another name"
+            f"an annotator group is called {MEAN_OF_GROUPS!r}, which is reserved for the mean of all groups; rename it"
         )
     return groups
 
 
 def _scale(aspect: str, train: Sequence[Scored]) -> tuple[float, float]:
-    marks = np.asarray([record.scores[aspect] for record in train if aspect in record.scores])
-    if not len(marks) or marks.std() == 0:
+    ratings = np.asarray([record.scores[aspect] for record in train if aspect in record.scores])
+    if not len(ratings) or ratings.std() == 0:
         known = ", ".join(sorted({name for record in train for name in record.scores}))
         raise DataError(
-            f"reward_model.aspects: {aspect!r} has {'equal marks' if len(marks) else 'no mark'} in all training records, "
+            f"reward_model.aspects: {aspect!r} has {'equal ratings' if len(ratings) else 'no rating'} in all training records, "
             f"which have {known}; remove it from reward_model.aspects"
         )
-    return float(marks.mean()), float(marks.std())
+    return float(ratings.mean()), float(ratings.std())
 
 
 def _up_to_end(token_ids: np.ndarray, eos: int) -> np.ndarray:

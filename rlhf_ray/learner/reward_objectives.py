@@ -17,6 +17,12 @@ from torch import Tensor, nn
 from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.algorithms.preferences import (
+    ANNOTATOR,
+    GROUP,
+    MARGIN,
+    PREFERENCE,
+    RANK,
+    VALUES,
     Comparisons,
     all_pairs,
     bradley_terry_loss,
@@ -31,11 +37,6 @@ from rlhf_ray.algorithms.statistics import Summary, summarise
 from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.models.reward_heads import RewardHeads
-
-GROUP, ANNOTATOR, SAID = 0, 1, 2
-"""Columns of `Batch.labels`; what was said begins at `SAID`."""
-PREFERENCE, MARGIN = SAID, SAID + 1
-RANK = SAID
 
 
 class RewardObjective:
@@ -107,7 +108,7 @@ class RewardObjective:
         return losses, _compare(losses, first - second, preference, _NOBODY)
 
     def _scores(self, rewards: Tensor, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        marks = torch.from_numpy(batch.labels[:, SAID:]).to(rewards)
+        marks = torch.from_numpy(batch.labels[:, VALUES:]).to(rewards)
         given = ~marks.isnan()
         marks = torch.where(given, marks, torch.zeros_like(marks))
         errors = torch.where(given, rewards - marks, torch.zeros_like(marks))

@@ -22,7 +22,14 @@ from rlhf_ray.batch import Batch
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.data.datasets import Datasets, Note, Split, dialogue_limit, fitting
-from rlhf_ray.data.labels import Feedback, LabelEncoder, decided_comparisons, pack_elements, pair_of_edit, plan_lesson
+from rlhf_ray.data.labels import (
+    Feedback,
+    LabelEncoder,
+    build_label_encoder,
+    decided_comparisons,
+    pack_examples,
+    pair_of_edit,
+)
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Ranking
 from rlhf_ray.learner.reward_objectives import RewardObjective
@@ -46,13 +53,13 @@ def run_reward_model(
     """Learn a reward from the feedback of the configured kind, starting from the folder `model`."""
     settings, tokenizer = config.reward_model, load_tokenizer(model)
     records = feedback(settings, data)
-    lesson = plan_lesson(settings, records.train)
+    lesson = build_label_encoder(settings, records.train)
     limit = dialogue_limit(config.data)
     train, held_out = (
         fitting(lesson.encode(tokenizer, part, limit), settings.kind, limit, note)
         for part in (records.train, records.held_out)
     )
-    batches = pack_elements(train), pack_elements(held_out)
+    batches = pack_examples(train), pack_examples(held_out)
     longer_is_better = longer_wins(batches[0].lengths, *decided_comparisons(batches[0], settings.kind))
     judges = AnnotatorIds(
         tuple(element.group for element in held_out), tuple(element.annotator for element in held_out)

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_ray.config.supervised import GroupsConfig, ReliabilityConfig, RewardModelConfig
 from rlhf_ray.data.datasets import Datasets, Split
-from rlhf_ray.data.labels import pack_elements, pair_of_edit, plan_lesson
+from rlhf_ray.data.labels import build_label_encoder, pack_examples, pair_of_edit
 from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Message, Pair, Ranking, Scored
@@ -33,16 +33,16 @@ def tokenizer(tiny_model):
 
 
 def batch_of(tokenizer, config: RewardModelConfig, *records):
-    lesson = plan_lesson(config, records)
-    return lesson, pack_elements(lesson.encode(tokenizer, records, LengthLimit(200)).items)
+    encoder = build_label_encoder(config, records)
+    return encoder, pack_examples(encoder.encode(tokenizer, records, LengthLimit(200)).items)
 
 
 def test_pairs(tokenizer):
     config = RewardModelConfig(groups=GroupsConfig(minimum_labels=2), reliability=ReliabilityConfig())
     tie = replace(PAIR, preference=0.5, margin=2.0, weight=3.0, group="guests", annotator="bob")
-    lesson, batch = batch_of(tokenizer, config, PAIR, replace(PAIR, annotator=None), tie)
-    assert lesson.heads == RewardHeads({"reward": 1.0}, ("cooks",)), "one label is not enough for the guests"
-    assert lesson.annotators == ("ann", "bob")
+    encoder, batch = batch_of(tokenizer, config, PAIR, replace(PAIR, annotator=None), tie)
+    assert encoder.heads == RewardHeads({"reward": 1.0}, ("cooks",)), "one label is not enough for the guests"
+    assert encoder.annotators == ("ann", "bob")
     assert batch.labels[0::2].tolist() == [[1, 1, 1, 0], [1, 0, 1, 0], [0, 2, 0.5, 2]]
     assert (batch.labels[0::2] == batch.labels[1::2]).all()
     assert batch.weights.tolist() == [1, 0, 1, 0, 3, 0] and batch.element_sizes.tolist() == [2, 2, 2]
@@ -70,13 +70,13 @@ def test_rankings(tokenizer):
         feedback(RewardModelConfig(kind="rankings", ranking_loss="plackett_luce"), data)
 
 
-def test_scores_are_standardised_by_the_training_marks(tokenizer):
+def test_scores_are_standardised_by_the_training_ratings(tokenizer):
     config = RewardModelConfig(kind="scores", aspects={"helpful": 0.5, "polite": 2.0})
-    marks = [{"helpful": 1.0, "polite": 5.0}, {"helpful": 3.0}, {"helpful": 2.0, "polite": 1.0}, {"other": 3.0}]
-    records = [Scored(PROMPT, says(str(i)), scores) for i, scores in enumerate(marks)]
-    lesson, batch = batch_of(tokenizer, config, *records)
-    assert lesson.heads.weights == config.aspects and lesson.scales[1] == (3.0, 2.0)
-    assert len(batch) == 3, "the last has no mark that is learned"
+    ratings = [{"helpful": 1.0, "polite": 5.0}, {"helpful": 3.0}, {"helpful": 2.0, "polite": 1.0}, {"other": 3.0}]
+    records = [Scored(PROMPT, says(str(i)), scores) for i, scores in enumerate(ratings)]
+    encoder, batch = batch_of(tokenizer, config, *records)
+    assert encoder.heads.weights == config.aspects and encoder.scales[1] == (3.0, 2.0)
+    assert len(batch) == 3, "the last has no rating that is learned"
     helpful, polite = batch.labels[:, 2], batch.labels[:, 3]
     assert helpful.mean() == pytest.approx(0, abs=1e-6) and helpful.std() == pytest.approx(1.0)
     assert polite[0] == 1.0 and np.isnan(polite[1]) and polite[2] == -1.0
@@ -84,7 +84,7 @@ def test_scores_are_standardised_by_the_training_marks(tokenizer):
 
 def test_what_does_not_fit_is_left_out_whole_and_counted(tokenizer):
     long = replace(PAIR, rejected=says("I am sorry. " * 40))
-    encoded = plan_lesson(RewardModelConfig(), [PAIR, long]).encode(
+    encoded = build_label_encoder(RewardModelConfig(), [PAIR, long]).encode(
         tokenizer, [PAIR, long, replace(PAIR, weight=0.0)], LengthLimit(60)
     )
     assert (len(encoded.items), encoded.too_long) == (1, 1)
@@ -105,14 +105,14 @@ def test_edits_are_pairs():
 
 def test_what_cannot_be_learned_is_refused(tokenizer):
     with pytest.raises(DataError, match=r"no annotator group has 200 training labels \(cooks 1\); lower"):
-        plan_lesson(RewardModelConfig(groups=GroupsConfig()), [PAIR])
+        build_label_encoder(RewardModelConfig(groups=GroupsConfig()), [PAIR])
     with pytest.raises(DataError, match="group is called 'mean'"):
-        plan_lesson(RewardModelConfig(groups=GroupsConfig(minimum_labels=1)), [replace(PAIR, group="mean")])
+        build_label_encoder(RewardModelConfig(groups=GroupsConfig(minimum_labels=1)), [replace(PAIR, group="mean")])
     scored = Scored(PROMPT, says("yes"), {"clear": 2.0})
-    with pytest.raises(DataError, match="'overall' has no mark in all training records, which have clear"):
-        plan_lesson(RewardModelConfig(kind="scores"), [scored])
-    with pytest.raises(DataError, match="'clear' has equal marks"):
-        plan_lesson(RewardModelConfig(kind="scores", aspects={"clear": 1.0}), [scored, scored])
+    with pytest.raises(DataError, match="'overall' has no rating in all training records, which have clear"):
+        build_label_encoder(RewardModelConfig(kind="scores"), [scored])
+    with pytest.raises(DataError, match="'clear' has equal ratings"):
+        build_label_encoder(RewardModelConfig(kind="scores", aspects={"clear": 1.0}), [scored, scored])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.config import RunConfig, parse_config
 from rlhf_ray.data.datasets import Datasets, Split
-from rlhf_ray.data.labels import pack_elements, plan_lesson
+from rlhf_ray.data.labels import build_label_encoder, pack_examples
 from rlhf_ray.data.limits import LengthLimit
 from rlhf_ray.data.readers import Source, load
 from rlhf_ray.data.records import Edit, Ranking, Scored
@@ -104,9 +104,9 @@ def check_folder(config: RunConfig, folder: RunFolder, data: Datasets, labels: l
     assert trained(torch.arange(3, 12)[None]).logits.shape == (1, len(labels))
     assert trained.score.weight.abs().max(dim=1).values.min() > 1e-4, "every row has learned something"
     records = feedback(config.reward_model, data)
-    lesson = plan_lesson(config.reward_model, records.train)
-    held_out = pack_elements(
-        lesson.encode(load_tokenizer(folder.reward_model), records.held_out, LengthLimit(384)).items
+    encoder = build_label_encoder(config.reward_model, records.train)
+    held_out = pack_examples(
+        encoder.encode(load_tokenizer(folder.reward_model), records.held_out, LengthLimit(384)).items
     )
     for asked in (None, reading):
         joined = load_scalar_model(folder.reward_model, reading=asked)
