@@ -63,7 +63,7 @@ def submit(
 def resume(run: Run, overrides: Overrides = None, address: Address = None, follow: Follow = False) -> None:
     """Go on with a run that ended, from its newest checkpoint; ppo.steps and what does not decide the result may change."""
     from rlhf_ray.jobs.cluster import RayCluster, check_not_live
-    from rlhf_ray.jobs.confidential import received
+    from rlhf_ray.jobs.secrets import received
     from rlhf_ray.jobs.submission import next_attempt
 
     cluster = RayCluster(address)

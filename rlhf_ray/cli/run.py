@@ -26,7 +26,7 @@ def run(
     """Do all stages of a config: base model → SFT → reward model → PPO → evaluation."""
     from rlhf_ray.config import load_config
     from rlhf_ray.config.changes import as_overrides
-    from rlhf_ray.jobs.confidential import received
+    from rlhf_ray.jobs.secrets import received
 
     sent = received(os.environ)
     os.environ.update(sent.forwarded)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from rlhf_ray.config import ConfigError, RunConfig
 from rlhf_ray.config.changes import environment_values
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.confidential import VARIABLE, Confidential, encrypt
+from rlhf_ray.jobs.secrets import VARIABLE, Confidential, encrypt
 from rlhf_ray.jobs.packing import CONFIG
 
 RUN, ATTEMPT, FOLDER, FILES = "rlhf_ray.run", "rlhf_ray.attempt", "rlhf_ray.folder", "rlhf_ray.files"

@@ -10,7 +10,7 @@ import pytest
 from rlhf_ray.config import dump_config, load_config, parse_config
 from rlhf_ray.config.changes import as_overrides
 from rlhf_ray.jobs.cluster import Attempt, RunIsLive, as_attempt, check_not_live
-from rlhf_ray.jobs.confidential import NotReadable, decrypt, encrypt, received
+from rlhf_ray.jobs.secrets import NotReadable, decrypt, encrypt, received
 from rlhf_ray.jobs.connection import read_token
 from rlhf_ray.jobs.submission import STOP_WAIT, NotSubmittable, confidential, next_attempt, plan_submission
 
