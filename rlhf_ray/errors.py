@@ -1,10 +1,11 @@
-"""The one property of an error that the console needs to know: whose fault it is."""
+"""The base class of errors that the user can correct."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """The input's fault, said so that whoever made it can mend it: the console prints it in one line, without a traceback.
+    """An error in what the user gave: the message says what is wrong and how to correct it.
 
-    Every class of such errors inherits from this one, beside the built-in class that fits; anything else is a bug.
+    The command line prints it without a traceback. Such an error inherits from this class and from the built-in class that
+    fits. Every other exception is a bug.
     """

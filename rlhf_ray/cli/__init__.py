@@ -1,26 +1,30 @@
-"""`rlhf-ray`: the console command. One module for each group of commands; importing it adds them to `app`."""
+"""`rlhf-ray`: the console command. Each module adds its commands to `app` when it is imported."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from rlhf_ray.cli import data, export, jobs, run, serve, watch
+# The order of the imports is the order of the groups in `rlhf-ray --help`.
+# isort: off
 from rlhf_ray.cli.app import app
+from rlhf_ray.cli import run, jobs, watch, serve, export, init, config, data
+
+# isort: on
 from rlhf_ray.errors import InputError
 from rlhf_ray.runtime.stopping import EXIT_STATUS, RunStopped
 
-__all__ = ["app", "data", "export", "jobs", "main", "run", "serve", "watch"]
+__all__ = ["app", "config", "data", "export", "init", "jobs", "main", "run", "serve", "watch"]
 
 
 def main() -> None:
-    """Run the command; what the user can mend is said in one line, without a traceback."""
-    # People keep their reward functions in the directory they start from; a console script does not look there by itself.
+    """Run the command. Errors that the user can correct are printed without a traceback."""
+    # Reward functions of users are often in the current directory, where a console script does not look by itself.
     sys.path.insert(0, os.getcwd())
     try:
-        app()
+        app(prog_name="rlhf-ray")
     except RunStopped as stopped:
-        print(f"rlhf-ray: {stopped}; go on with --resume", file=sys.stderr)
+        print(f"rlhf-ray: {stopped}; continue with --resume", file=sys.stderr)
         raise SystemExit(EXIT_STATUS) from stopped
     except (InputError, FileNotFoundError) as error:
         print(f"rlhf-ray: {error}", file=sys.stderr)

@@ -8,30 +8,30 @@ from typing import Annotated
 
 import typer
 
-from rlhf_ray.cli.app import app
+from rlhf_ray.cli.app import CONFIG, app
 
-data = typer.Typer(help="Look at data before training on them.", no_args_is_help=True)
-app.add_typer(data, name="data")
+data = typer.Typer(help="Check data before training on it.", no_args_is_help=True)
+app.add_typer(data, name="data", rich_help_panel=CONFIG, epilog="Example: rlhf-ray data check pairs.jsonl")
 
 
-@data.command()
+@data.command(epilog="Example: rlhf-ray data check pairs.jsonl --model models/base --rows 5")
 def check(
-    path: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or a hub name")],
-    format: Annotated[str, typer.Option(help="Row format, where the first row's keys do not say it")] = "auto",
+    path: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file, or the name of a hub data set")],
+    format: Annotated[str, typer.Option(help="Row format; auto: by the keys of the first row")] = "auto",
     split: Annotated[str, typer.Option(help="Split of a hub data set")] = "train",
     subset: Annotated[str | None, typer.Option(help="Subset of a hub data set that has several")] = None,
     model: Annotated[
         str | None, typer.Option(help="Model folder: count tokens, and show rows as the model sees them")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="With --model: most tokens, as data.max_dialogue_tokens")] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Another source that must not share prompts with this one")
+    limit: Annotated[
+        int | None, typer.Option(help="With --model: the limit in tokens, as data.max_dialogue_tokens")
     ] = None,
+    against: Annotated[str | None, typer.Option(help="Another source; prompts that are in both are reported")] = None,
     against_split: Annotated[str, typer.Option(help="Split of the other source")] = "train",
     rows: Annotated[int, typer.Option(min=0, help="Rows to show")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables")] = False,
 ) -> None:
-    """Counts, lengths, duplicates, leaks, annotators, biases and the first rows. Ends with 1 where a line is malformed."""
+    """Print counts, lengths, duplicates, leaks, annotators, biases and the first rows. Exits with 1 if a line is malformed."""
     from typing import get_args
 
     from rlhf_ray.data.check import check as check_contents
@@ -40,10 +40,11 @@ def check(
     from rlhf_ray.data.rows import DataError
     from rlhf_ray.data.tables import print_check, print_rows
 
-    if format not in get_args(Format):
-        raise DataError(f"--format {format}: allowed are {', '.join(get_args(Format))}")
+    formats: dict[str, Format] = {name: name for name in get_args(Format)}
+    if format not in formats:
+        raise DataError(f"--format {format}: allowed are {', '.join(formats)}")
     tokenizer = load_for_counting(model) if model else None
-    contents = read_all(path, format, split, subset)
+    contents = read_all(path, formats[format], split, subset)
     other = read_all(against, "auto", against_split, subset) if against else None
     result = check_contents(contents, other)
     tokens = count_tokens(tokenizer, contents.records, limit) if tokenizer else None

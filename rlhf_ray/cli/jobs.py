@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_ray.cli.app import Config, Overrides, app
+from rlhf_ray.cli.app import JOBS, LOOK, Config, Overrides, command
 
 if TYPE_CHECKING:
     from rlhf_ray.jobs.cluster import Attempt, RayCluster
@@ -20,48 +20,48 @@ if TYPE_CHECKING:
 
 Address = Annotated[
     str | None,
-    typer.Option(help="The cluster's dashboard, http://HOST:8265; without it RAY_ADDRESS says it", show_default=False),
+    typer.Option(help="The cluster's dashboard, http://HOST:8265; default: RAY_ADDRESS", show_default=False),
 ]
 Run = Annotated[str, typer.Argument(help="Name of the run", show_default=False)]
-Follow = Annotated[bool, typer.Option(help="Print what the run says until it ends")]
+Follow = Annotated[bool, typer.Option(help="Print the run's output until it ends")]
 
 
-@app.command()
+@command(JOBS, "rlhf-ray submit config.yaml folder=/shared/runs --follow")
 def submit(
     config: Config,
     overrides: Overrides = None,
     address: Address = None,
     follow: Follow = False,
-    resume: Annotated[bool, typer.Option(help="Go on with the run of this name, if its folder holds one")] = False,
-    fresh: Annotated[bool, typer.Option(help="Put an older run of this name aside and start again")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run of this name, if its folder holds one")] = False,
+    fresh: Annotated[bool, typer.Option(help="Rename an older run of this name and start again")] = False,
     env: Annotated[
         list[str] | None,
-        typer.Option(help="Environment variable that the run is to have from here, e.g. a judge's key; repeatable"),
+        typer.Option(help="Environment variable to send with the run, e.g. a judge's key; repeatable"),
     ] = None,
 ) -> None:
-    """Run a config as a job of a Ray cluster. This directory travels along, without secrets, runs and virtual environments."""
+    """Run a config as a job of a Ray cluster. This directory is sent with it, without secrets, runs and virtual environments."""
     from rlhf_ray.config import ConfigError, dump_config, load_config
     from rlhf_ray.jobs.cluster import RayCluster, check_not_live
     from rlhf_ray.jobs.connection import read_token
-    from rlhf_ray.jobs.submission import ADDRESS, confidential, plan_submission
+    from rlhf_ray.jobs.submission import ADDRESS, plan_submission, secrets_of
 
     settings = load_config(config, [*(overrides or []), ADDRESS])
     if missing := [name for name in env or [] if name not in os.environ]:
-        raise ConfigError(f"--env {missing[0]}: there is no such variable here")
+        raise ConfigError(f"--env {missing[0]}: this variable is not set")
     if fresh and resume:
-        raise ConfigError("--fresh starts again and --resume goes on; choose one")
+        raise ConfigError("--fresh starts a new run and --resume continues one; choose one of them")
     flags = ["--fresh"] if fresh else ["--resume"] if resume else []
     forwarded, token = {name: os.environ[name] for name in env or []}, read_token(os.environ)
-    # What is wrong with the config is said before the cluster is asked for anything.
+    # Errors in the config are reported before the cluster is contacted.
     first = plan_submission(settings, Path.cwd(), 1, flags, forwarded, token)
     cluster = RayCluster(address)
     submission = replace(first, attempt=check_not_live(cluster.attempts(), settings.name))
-    _send(cluster, submission, follow, dump_config(settings), confidential(settings, forwarded).values)
+    _send(cluster, submission, follow, dump_config(settings), secrets_of(settings, forwarded).values)
 
 
-@app.command()
+@command(JOBS, "rlhf-ray resume my-run ppo.steps=200")
 def resume(run: Run, overrides: Overrides = None, address: Address = None, follow: Follow = False) -> None:
-    """Go on with a run that ended, from its newest checkpoint; ppo.steps and what does not decide the result may change."""
+    """Continue a run that ended, from its newest checkpoint. ppo.steps may change, and settings that do not affect the result."""
     from rlhf_ray.jobs.cluster import RayCluster, check_not_live
     from rlhf_ray.jobs.secrets import received
     from rlhf_ray.jobs.submission import next_attempt
@@ -73,48 +73,50 @@ def resume(run: Run, overrides: Overrides = None, address: Address = None, follo
     _send(cluster, submission, follow, secrets=secrets)
 
 
-@app.command()
+@command(JOBS, "rlhf-ray stop my-run")
 def stop(
     run: Run,
     address: Address = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the last checkpoint")] = 1800.0,
 ) -> None:
-    """End a run after a last checkpoint; `rlhf-ray resume` goes on with it."""
+    """Stop a run after a last checkpoint. `rlhf-ray resume` continues it."""
     from rlhf_ray.jobs.cluster import RayCluster
     from rlhf_ray.telemetry.console import console
 
     cluster = RayCluster(address)
     attempt = cluster.newest(run)
     if not attempt.live:
-        console.print(f"{attempt.submission.id} has {attempt.state.lower()} already", highlight=False)
+        console.print(f"{attempt.submission.id} has ended already ({attempt.state.lower()})", highlight=False)
         return
     with console.status(f"{run} finishes its step and writes a last checkpoint"):
         attempt = cluster.stop(attempt, timeout)
-    # The driver's own last words say where it stands.
-    said = [line for line in cluster.log(attempt).splitlines() if line.startswith("rlhf-ray: ")]
+    # The driver's last message names the checkpoint.
+    messages = [line for line in cluster.log(attempt).splitlines() if line.startswith("rlhf-ray: ")]
     console.print(f"{attempt.submission.id} {attempt.state.lower()}", highlight=False)
-    if said:
-        console.print(said[-1], highlight=False, markup=False, soft_wrap=True)
+    if messages:
+        console.print(messages[-1], highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command()
+@command(JOBS, "rlhf-ray logs my-run --follow")
 def logs(run: Run, address: Address = None, follow: Follow = False) -> None:
-    """What the last attempt at a run has said."""
+    """Print the output of the newest attempt at a run."""
     from rlhf_ray.jobs.cluster import RayCluster
 
     cluster = RayCluster(address)
     _print_log(cluster, cluster.newest(run), follow)
 
 
-@app.command()
+@command(LOOK, "rlhf-ray status runs/quickstart")
 def status(
     run: Annotated[
         str | None,
-        typer.Argument(help="Name of a run, or a run's folder by path or URI; otherwise all", show_default=False),
+        typer.Argument(
+            help="A run's name, or its folder by path or URI; default: all runs of the cluster", show_default=False
+        ),
     ] = None,
     address: Address = None,
 ) -> None:
-    """Where runs stand: stage, step, reward, KL, throughput, workers, alerts, faults."""
+    """Show the state of runs: stage, step, reward, KL, throughput, workers, alerts, faults."""
     from rlhf_ray.jobs.cluster import RayCluster
     from rlhf_ray.jobs.tables import status_table
     from rlhf_ray.runs.run_folder import RunFolderError
@@ -127,7 +129,7 @@ def status(
         if folder.holds_run:
             console.print(status_table([(None, read_status(folder), None)]))
             return
-        # No run of a cluster has such a name.
+        # A run on a cluster has no such name.
         if "/" in run or run.startswith((".", "~")):
             what = "holds no run" if folder.path.exists() else "does not exist"
             raise RunFolderError(
@@ -139,9 +141,9 @@ def status(
     console.print(status_table((a, cluster.status(a), cluster.workers(a)) for a in chosen))
 
 
-@app.command(name="list")
+@command(JOBS, "rlhf-ray list", name="list")
 def list_runs(address: Address = None) -> None:
-    """All runs that the cluster has seen."""
+    """List all runs that the cluster knows."""
     from rlhf_ray.jobs.cluster import RayCluster
     from rlhf_ray.jobs.tables import run_table
     from rlhf_ray.telemetry.console import console
@@ -159,7 +161,7 @@ def _send(
         package = pack(Path.cwd(), config, submission.files, Path(folder), secrets)
         attempt = cluster.submit(submission, package.folder)
     for path in package.left_out:
-        console.print(f"left out  {path}: it holds a value that may be a secret", highlight=False, markup=False)
+        console.print(f"left out  {path}: it contains a value that may be a secret", highlight=False, markup=False)
     run, files = submission.run, f"{len(package.files)} files, {package.bytes / (1 << 20):.1f} MiB"
     console.print(f"submitted {submission.id} to {cluster.address} ({files})", highlight=False, soft_wrap=True)
     if follow:
@@ -169,12 +171,12 @@ def _send(
 
 
 def _print_log(cluster: RayCluster, attempt: Attempt, follow: bool) -> None:
-    """Ends with 1 where a run that is followed does not succeed."""
+    """Print the log. Exit with status 1 if the followed run does not succeed."""
     from rlhf_ray.runs.status import without_status
 
     for text in without_status(cluster.follow(attempt) if follow else [cluster.log(attempt)]):
         sys.stdout.write(text)
         sys.stdout.flush()
     if follow and (ended := cluster.refresh(attempt)).state != "SUCCEEDED":
-        print(f"rlhf-ray: {attempt.submission.id} has {ended.state.lower()}", file=sys.stderr)
+        print(f"rlhf-ray: {attempt.submission.id} ended: {ended.state.lower()}", file=sys.stderr)
         raise typer.Exit(1)

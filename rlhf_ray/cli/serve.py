@@ -1,4 +1,4 @@
-"""`rlhf-ray serve`, and what changes the endpoint while it runs: `publish`, `promote`, `rollback`, `versions`."""
+"""`rlhf-ray serve`, and the commands for a running endpoint: `publish`, `promote`, `rollback`, `versions`, `unserve`."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_ray.cli.app import Overrides, app, check_port
+from rlhf_ray.cli.app import SERVE, Overrides, check_port, command
 
 if TYPE_CHECKING:
     from rlhf_ray.config.serving import ServingConfig
     from rlhf_ray.serving.versions import Version, Versions
 
-Target = Annotated[str, typer.Argument(help="A run's folder, or a Hugging Face folder", show_default=False)]
+Model = Annotated[str, typer.Argument(help="A run's folder, or a Hugging Face folder", show_default=False)]
 Label = Annotated[
-    str | None, typer.Option(help="Name of the version; default: the run's with its step", show_default=False)
+    str | None, typer.Option(help="Name of the version; default: the run's name with its step", show_default=False)
 ]
-Address = Annotated[str, typer.Option(help="Ray cluster that serves; auto: the one on this machine")]
+Address = Annotated[str, typer.Option(help="Ray cluster that serves the endpoint; auto: the one on this machine")]
 Name = Annotated[str, typer.Option(help="Name of the endpoint")]
 
 
-@app.command()
+@command(SERVE, "rlhf-ray serve runs/quickstart port=8000")
 def serve(
-    target: Target,
+    target: Model,
     overrides: Overrides = None,
-    config: Annotated[Path | None, typer.Option(help="YAML of rlhf_ray/config/serving.py", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML config of the endpoint", show_default=False)] = None,
     label: Label = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray cluster to serve on, and to leave it serving; default: one of its own", show_default=False
+            help="Ray cluster to serve on; it keeps serving after this command. Default: a private one",
+            show_default=False,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print it as a config file of Ray Serve, and stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the endpoint as a config file of Ray Serve, start nothing")
+    ] = False,
 ) -> None:
-    """Serve a policy with OpenAI's API: chat, completions, streaming, models; scores, if it has a reward model."""
+    """Serve a policy with OpenAI's API: chat, completions, streaming, models; and scores of a reward model."""
     from rlhf_ray.config.loading import load_serving
     from rlhf_ray.models.loading import check_model_folder, check_reward_model
     from rlhf_ray.runs.storage.folders import fetch_copy
@@ -62,30 +65,30 @@ def serve(
         endpoint.start(version)
     print(f"serving {version.name} as {settings.name!r} at http://{settings.host}:{settings.port}/v1")
     if made is not None:
-        print(f"key      {made}   (shown this once; set {settings.keys_env} to use your own)")
+        print(f"key      {made}   (shown only once; set {settings.keys_env} to use your own)")
     if address is not None:
         return
     print("stop     Ctrl-C")
-    # Whoever ends it otherwise means the same, and its engines must not outlive it.
+    # SIGTERM ends it like Ctrl-C: its engines must not outlive it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        print("ending")
+        print("stopping")
     finally:
         _end()
 
 
-@app.command()
+@command(SERVE, "rlhf-ray publish runs/quickstart --canary 10%")
 def publish(
-    target: Target,
-    canary: Annotated[str, typer.Option(help="Share of the traffic that it gets, such as 10%")] = "100%",
+    target: Model,
+    canary: Annotated[str, typer.Option(help="Share of the traffic for the new version, such as 10%")] = "100%",
     label: Label = None,
     name: Name = "policy",
     address: Address = "auto",
 ) -> None:
-    """Give a running endpoint a new version, without losing a request."""
+    """Add a new version to a running endpoint, without losing a request."""
     from rlhf_ray.serving.deploying import version_of
 
     share, version = share_of(canary), version_of(target, label)
@@ -95,37 +98,37 @@ def publish(
     _show(Endpoint.attach(name).publish(version, share))
 
 
-@app.command()
+@command(SERVE, "rlhf-ray promote")
 def promote(name: Name = "policy", address: Address = "auto") -> None:
-    """Give the candidate all the traffic; the version before it stays, to go back to."""
+    """Give the candidate all the traffic. The version before it stays available for a rollback."""
     _connect(address)
     from rlhf_ray.serving.endpoint import Endpoint
 
     _show(Endpoint.attach(name).promote())
 
 
-@app.command()
+@command(SERVE, "rlhf-ray rollback")
 def rollback(name: Name = "policy", address: Address = "auto") -> None:
-    """Take the candidate away; where there is none, go back to the previous version."""
+    """Remove the candidate. If there is none, return to the previous version."""
     _connect(address)
     from rlhf_ray.serving.endpoint import Endpoint
 
     _show(Endpoint.attach(name).roll_back())
 
 
-@app.command()
+@command(SERVE, "rlhf-ray unserve --name policy")
 def unserve(name: Name = "policy", address: Address = "auto") -> None:
-    """End an endpoint that `serve --address` left serving, when it has answered what it was asked."""
+    """Stop an endpoint that `serve --address` started, after it has answered its open requests."""
     _connect(address)
     from rlhf_ray.serving.endpoint import Endpoint
 
     Endpoint.attach(name).stop()
-    print(f"{name} is not served any more")
+    print(f"stopped serving {name}")
 
 
-@app.command()
+@command(SERVE, "rlhf-ray versions")
 def versions(name: Name = "policy", address: Address = "auto") -> None:
-    """Which versions an endpoint has, and who gets the traffic."""
+    """List the versions of an endpoint and their shares of the traffic."""
     _connect(address)
     from rlhf_ray.serving.endpoint import Endpoint
 
@@ -133,13 +136,13 @@ def versions(name: Name = "policy", address: Address = "auto") -> None:
 
 
 def share_of(text: str) -> float:
-    """`10%` or `0.1` as a share above 0 and at most 1."""
+    """Parse `10%` or `0.1` as a share above 0 and at most 1."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
-        raise typer.BadParameter(f"{text!r} is no share; write 10% or 0.1, above 0 and at most 100%")
+        raise typer.BadParameter(f"{text!r} is not a share; write it like 10% or 0.1, above 0 and at most 100%")
     return share
 
 
@@ -153,7 +156,7 @@ def _print_config(settings: ServingConfig, version: Version) -> None:
 
 
 def _keys(settings: ServingConfig) -> tuple[dict[str, str] | None, str | None]:
-    """Digest to name of those who may ask (None: everybody), and the key that was made where there was none."""
+    """Names of callers by the digest of their keys (None: no key is needed), and the key that was generated if none is set."""
     from rlhf_ray.serving.guard import digest, new_key, read_keys
 
     if settings.keys_env is None:
@@ -166,7 +169,7 @@ def _keys(settings: ServingConfig) -> tuple[dict[str, str] | None, str | None]:
 
 
 def _start(address: str | None, port: int) -> None:
-    """A Ray of its own; or a cluster, to whose nodes this package travels, so that both sides have the same version."""
+    """Start a private Ray, or attach to a cluster and send it this package, so that both sides have the same version."""
     import ray
 
     import rlhf_ray
@@ -202,5 +205,5 @@ def _show(versions: Versions) -> None:
     if versions.candidate is not None:
         table.add_row(versions.candidate.name, f"{versions.share:.0%}, candidate", versions.candidate.folder)
     if versions.previous is not None:
-        table.add_row(versions.previous.name, "0%, to go back to", versions.previous.folder)
+        table.add_row(versions.previous.name, "0%, for a rollback", versions.previous.folder)
     console.print(table)

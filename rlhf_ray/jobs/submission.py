@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from rlhf_ray.config import ConfigError, RunConfig
 from rlhf_ray.config.changes import environment_values
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.secrets import VARIABLE, Confidential, encrypt
 from rlhf_ray.jobs.packing import CONFIG
+from rlhf_ray.jobs.secrets import VARIABLE, JobSecrets, encrypt
 
 RUN, ATTEMPT, FOLDER, FILES = "rlhf_ray.run", "rlhf_ray.attempt", "rlhf_ray.folder", "rlhf_ray.files"
 """Keys of a job's metadata."""
@@ -78,7 +78,7 @@ def plan_submission(
         token: the cluster's.
 
     Raises:
-        NotReadable: there are values to be encrypted, and no token.
+        SecretsError: there are values to be encrypted, and no token.
         NotSubmittable: the run's folder would lie in the job's temporary directory, and be lost with it.
     """
     folder = config.folder.rstrip("/")
@@ -89,16 +89,16 @@ def plan_submission(
             "or a store: folder=s3://bucket/runs"
         )
     environment = {STOP_WAIT: str(STOP_WAIT_S)}
-    if values := confidential(config, forwarded):
+    if values := secrets_of(config, forwarded):
         environment[VARIABLE] = encrypt(values, token)
     files = tuple(sorted(_existing(config.model_dump(mode="json", exclude={"folder", "name"}), root)))
     command = entrypoint(str(CONFIG), flags)
     return Submission(config.name, attempt, f"{folder}/{config.name}", command, files, environment)
 
 
-def confidential(config: RunConfig, forwarded: Mapping[str, str] | None = None) -> Confidential:
+def secrets_of(config: RunConfig, forwarded: Mapping[str, str] | None = None) -> JobSecrets:
     """What must not be read on the way."""
-    return Confidential(forwarded or {}, environment_values(config))
+    return JobSecrets(forwarded or {}, environment_values(config))
 
 
 def next_attempt(before: Submission, overrides: Sequence[str] = ()) -> Submission:

@@ -10,9 +10,9 @@ import pytest
 from rlhf_ray.config import dump_config, load_config, parse_config
 from rlhf_ray.config.changes import as_overrides
 from rlhf_ray.jobs.cluster import Attempt, RunIsLive, as_attempt, check_not_live
-from rlhf_ray.jobs.secrets import NotReadable, decrypt, encrypt, received
 from rlhf_ray.jobs.connection import read_token
-from rlhf_ray.jobs.submission import STOP_WAIT, NotSubmittable, confidential, next_attempt, plan_submission
+from rlhf_ray.jobs.secrets import SecretsError, decrypt, encrypt, received
+from rlhf_ray.jobs.submission import STOP_WAIT, NotSubmittable, next_attempt, plan_submission, secrets_of
 
 TOKEN = "0123456789abcdef"
 
@@ -48,7 +48,7 @@ def test_values_of_environments_leave_this_process_encrypted(tmp_path):
     settings = config()
     planned = plan_submission(settings, tmp_path, 1, (), {"JUDGE_KEY": "canary-2"}, TOKEN)
     assert "canary" not in f"{planned} {planned.metadata} {planned.environment} {dump_config(settings)}"
-    assert "canary" not in repr(confidential(settings))
+    assert "canary" not in repr(secrets_of(settings))
 
 
 def test_the_driver_has_them_back(tmp_path):
@@ -63,10 +63,10 @@ def test_the_driver_has_them_back(tmp_path):
 
 @pytest.mark.parametrize("token", [None, "another"])
 def test_without_the_token_nobody_reads_them(tmp_path, token):
-    text = encrypt(confidential(config()), TOKEN)
-    with pytest.raises(NotReadable, match="another token than this node's"):
+    text = encrypt(secrets_of(config()), TOKEN)
+    with pytest.raises(SecretsError, match="another token than this node's"):
         decrypt(text, token)
-    with pytest.raises(NotReadable, match="set RAY_AUTH_TOKEN"):
+    with pytest.raises(SecretsError, match="set RAY_AUTH_TOKEN"):
         plan_submission(config(), tmp_path, 1)
 
 
