@@ -1,6 +1,6 @@
 """Config files that come with the package: `recipe:NAME` on the command line and in the Python API.
 
-An installed wheel has them in this folder; a checkout keeps them in `configs/`.
+An installed wheel has them in `files/` in this folder; a checkout keeps them in `configs/`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 from rlhf_ray.errors import InputError
 
 PREFIX = "recipe:"
-_INSTALLED = Path(__file__).parent
-_FOLDERS = (_INSTALLED, _INSTALLED.parents[1] / "configs")
+_HERE = Path(__file__).parent
+_FOLDERS = (_HERE / "files", _HERE.parents[1] / "configs")
 
 
 class UnknownRecipe(InputError, LookupError):
