@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from rlhf_ray.algorithms.corrections import masked_log_ratio
 from rlhf_ray.algorithms.logprobs import row_chunks, scaled_logits
+from rlhf_ray.algorithms.token_weights import masked_log_ratio
 
 
 def per_token_advantages(teacher_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:

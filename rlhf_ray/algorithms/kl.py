@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.corrections import MAX_LOG_RATIO, bounded_exp, masked_log_ratio
+from rlhf_ray.algorithms.token_weights import MAX_LOG_RATIO, bounded_exp, masked_log_ratio
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.corrections import bounded_exp, importance_weights, masked_log_ratio
 from rlhf_ray.algorithms.statistics import Segments
+from rlhf_ray.algorithms.token_weights import bounded_exp, importance_weights, masked_log_ratio
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.losses import ppo_policy_loss
 from rlhf_ray.algorithms.statistics import Segments
+from rlhf_ray.algorithms.token_weights import importance_weights
 
 
 def test_oracle_12_sequence_weights_make_the_off_policy_gradient_on_policy(tabular_policies) -> None:

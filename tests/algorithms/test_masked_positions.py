@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.corrections import importance_weights
 from rlhf_ray.algorithms.kl import k1, k2, k3, kl_loss
 from rlhf_ray.algorithms.losses import Clip, PolicyTokens, ppo_policy_loss, ppo_value_loss
 from rlhf_ray.algorithms.registry import POLICY_LOSSES, policy_loss_named
 from rlhf_ray.algorithms.statistics import Segments
+from rlhf_ray.algorithms.token_weights import importance_weights
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
 JUNK = [math.nan, math.inf, -math.inf, 1e38, -1e38]
