@@ -1,23 +1,71 @@
-"""Importance weights for tokens that were sampled under other probabilities than the learner's.
+"""The weight of each token in a loss: by the aggregation over a minibatch, and by importance sampling.
 
-The engine's kernels and precision, or an older policy, make `behaviour != proximal`; the weight is
-`w = exp(proximal - behaviour)`, and what to do where it is large is a choice: truncate it (truncated importance
-sampling, TIS: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"), drop the token
-(IcePop: Ling Team, arXiv 2510.18855) or drop the whole sequence (masked importance sampling, MIS).
+Aggregation turns the masks of a whole minibatch into one weight per token, and the loss is `sum(weights * token_loss)`. Weights
+are computed once over the *global* minibatch: code that splits it into micro-batches, ranks or packed rows takes the weights
+along and *sums*; there is no mean of means. Rows without a valid token change nothing. If an engine averages gradients over R
+ranks, multiply the local loss by R.
 
-Invariants: weights are constants (detached); they are 1 where both agree and 0 where masked. A dropped token still
-counts in the denominator of the loss: that is defined by the global batch, not by what the weights turn out to be.
-The behaviour logprobs must be of the full distribution: an engine that samples with top-p or top-k renormalises them.
+Importance weights are for tokens that were sampled under other probabilities than the learner's. The engine's kernels and
+precision, or an older policy, make `rollout != proximal`; the weight is `w = exp(proximal - rollout)`. Where it is large it is
+truncated (truncated importance sampling, TIS: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+training"), or the token is dropped (IcePop: Ling Team, arXiv 2510.18855), or the whole sequence is dropped (masked importance
+sampling, MIS). These weights are constants (detached); they are 1 where both agree and 0 where masked. A dropped token still
+counts in the denominator of the loss, which is defined by the global batch. Rollout log-probabilities must be of the full
+distribution: an engine that samples with top-p or top-k renormalises them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.statistics import Segments
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+
+def token_weights(
+    aggregation: Aggregation, mask: Tensor, max_length: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Weights [B, T], 0 where masked.
+
+    - `token_mean`: every token counts the same (DAPO, arXiv 2503.14476): `1 / number of valid tokens`.
+    - `sequence_mean`: every sequence counts the same (GRPO, arXiv 2402.03300): `1 / (sequences * its valid tokens)`.
+    - `constant`: `1 / (sequences * max_length)`, without a length bias (Dr. GRPO, arXiv 2503.20783); `max_length` is
+      the run's response limit in tokens, not the longest in the batch.
+
+    Raises ValueError for an unknown name, a mask without a valid token, or `constant` without a `max_length` >= 1.
+    """
+    if aggregation not in _AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {aggregation!r}; allowed: {', '.join(_AGGREGATIONS)}")
+    if aggregation == "constant" and (max_length is None or max_length < 1):
+        raise ValueError(
+            f"aggregation 'constant' needs max_length >= 1, the response limit in tokens, got {max_length}"
+        )
+    valid = mask.bool().to(dtype)
+    lengths = valid.sum(dim=1, keepdim=True)
+    if not lengths.any():
+        raise ValueError("a minibatch without a single valid token has no loss; drop it before the update")
+    return valid / _AGGREGATIONS[aggregation](lengths, max_length)
+
+
+def weighted_sum(token_loss: Tensor, weights: Tensor) -> Tensor:
+    """`sum(weights * token_loss)`, a scalar: the loss of a minibatch, or of a part of it. Any one shape."""
+    return (token_loss * weights).sum()
+
+
+def _sequences(lengths: Tensor) -> Tensor:
+    return (lengths > 0).sum()
+
+
+_AGGREGATIONS: dict[str, Callable[[Tensor, int | None], Tensor]] = {
+    "token_mean": lambda lengths, _: lengths.sum(),
+    "sequence_mean": lambda lengths, _: _sequences(lengths) * lengths.clamp(min=1),
+    "constant": lambda lengths, max_length: _sequences(lengths) * max_length,
+}
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios above this (a ratio of 4.9e8) are cut before `exp`, which in float32 overflows at 88. The gradient is zero

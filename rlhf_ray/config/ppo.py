@@ -7,10 +7,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.reward import RewardConfig, ScorerConfig
-from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.rollout import EnvironmentConfig, RolloutConfig
 from rlhf_ray.config.section import Section
 from rlhf_ray.config.serving import PublishingConfig
 from rlhf_ray.config.teacher import DiscriminatorConfig, TeacherConfig

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_ray.config.data import DataConfig
-from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.data import DataConfig, ModelConfig
 from rlhf_ray.config.ppo import EvaluationConfig, PpoConfig
 from rlhf_ray.config.section import Section, Workers
 from rlhf_ray.config.supervised import RewardModelConfig, SupervisedConfig

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from rlhf_ray.algorithms.advantages import EstimatorInput, whiten
-from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.distillation import per_token_advantages
 from rlhf_ray.algorithms.kl import sequence_kl
 from rlhf_ray.algorithms.rewards import score_unfinished, soft_overlong_punishment, token_rewards
+from rlhf_ray.algorithms.token_weights import token_weights
 from rlhf_ray.batch import Batch, pack_rollouts, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.types import Experience, Rollout

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.rollout import EnvironmentConfig
 from rlhf_ray.environments.base import Environment, EnvironmentFailed, Message, Step, checked_step, messages_of
 from rlhf_ray.types import Prompt, RolloutRequest
 

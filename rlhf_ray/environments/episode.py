@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.rollout import EnvironmentConfig
 from rlhf_ray.environments.base import Environment, Message, Step, messages_of
 from rlhf_ray.environments.template import TurnRenderer
 from rlhf_ray.types import NOT_SAMPLED, FinishReason, Rollout, RolloutRequest, Turn, turn_seed

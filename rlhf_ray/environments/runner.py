@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.rollout import EnvironmentConfig
 from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.environments.base import EnvironmentFailed, Message
 from rlhf_ray.environments.calls import EnvironmentCalls

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_ray.algorithms.adversarial import discriminator_accuracy, discriminator_loss
-from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.diagnostics import Diagnostics, measure_policy, measure_value
 from rlhf_ray.algorithms.kl import kl_loss
 from rlhf_ray.algorithms.losses import Clip, PolicyTokens, ppo_value_loss
 from rlhf_ray.algorithms.statistics import Segments, Summary, summarise
-from rlhf_ray.algorithms.token_weights import importance_weights
+from rlhf_ray.algorithms.token_weights import importance_weights, weighted_sum
 from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.learner.teacher import FrozenTeacher

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.algorithms.aggregation import weighted_sum
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.algorithms.preferences import (
     ANNOTATOR,
@@ -34,6 +33,7 @@ from rlhf_ray.algorithms.preferences import (
 )
 from rlhf_ray.algorithms.reliability import MeantLabels, Reliabilities, count_meant, probability_meant
 from rlhf_ray.algorithms.statistics import Summary, summarise
+from rlhf_ray.algorithms.token_weights import weighted_sum
 from rlhf_ray.batch import Batch, ModelInput
 from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.models.reward_heads import RewardHeads

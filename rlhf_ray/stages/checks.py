@@ -7,9 +7,9 @@ import os
 import ray
 from transformers import AutoConfig
 
-from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.reward import RewardConfig
+from rlhf_ray.config.rollout import EnvironmentConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.environments.calls import check_environment
 from rlhf_ray.environments.template import TurnRenderer

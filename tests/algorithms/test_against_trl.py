@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
 from rlhf_ray.algorithms.kl import kl_loss
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
 from rlhf_ray.algorithms.losses import Clip, PolicyTokens
 from rlhf_ray.algorithms.registry import policy_loss_named
 from rlhf_ray.algorithms.statistics import Segments
-from rlhf_ray.algorithms.token_weights import importance_weights
+from rlhf_ray.algorithms.token_weights import importance_weights, token_weights, weighted_sum
 
 pytest.importorskip("trl", reason="TRL is no dependency; these tests run where it is installed")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
+from rlhf_ray.algorithms.token_weights import token_weights, weighted_sum
 
 MASK = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]])
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_ray.algorithms.advantages import gae, whiten
-from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
 from rlhf_ray.algorithms.kl import kl_loss
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
 from rlhf_ray.algorithms.losses import Clip, PolicyTokens, ppo_value_loss
 from rlhf_ray.algorithms.registry import POLICY_LOSSES, policy_loss_named
 from rlhf_ray.algorithms.rewards import token_rewards
 from rlhf_ray.algorithms.statistics import Segments
-from rlhf_ray.algorithms.token_weights import importance_weights
+from rlhf_ray.algorithms.token_weights import importance_weights, token_weights, weighted_sum
 
 VOCABULARY, WIDTH, MAX_LENGTH = 5, 3, 9
 

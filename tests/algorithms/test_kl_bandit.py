@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.advantages import gae
-from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
 from rlhf_ray.algorithms.losses import ppo_policy_loss, ppo_value_loss
 from rlhf_ray.algorithms.rewards import token_rewards
+from rlhf_ray.algorithms.token_weights import token_weights, weighted_sum
 
 BETA = 0.5
 ARMS = 8

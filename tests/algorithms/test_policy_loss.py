@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
 from rlhf_ray.algorithms.losses import decoupled_ppo_policy_loss, ppo_policy_loss
+from rlhf_ray.algorithms.token_weights import token_weights, weighted_sum
 
 
 def gradient_at(ratio: float, advantage: float, **settings: float) -> tuple[float, bool]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.aggregation import token_weights, weighted_sum
 from rlhf_ray.algorithms.losses import Clip, PolicyTokens
 from rlhf_ray.algorithms.registry import POLICY_LOSSES, policy_loss_named
 from rlhf_ray.algorithms.statistics import Segments
+from rlhf_ray.algorithms.token_weights import token_weights, weighted_sum
 
 LENGTHS = torch.tensor([5, 1, 3, 4])
 MASK = torch.arange(5) < LENGTHS.unsqueeze(1)

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_ray.config.environment import EnvironmentConfig
-from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
+from rlhf_ray.config.rollout import EnvironmentConfig, RolloutConfig, SamplingConfig
 from rlhf_ray.config.section import Workers
 from rlhf_ray.data.tokenize import encode_prompt
 from rlhf_ray.driver.workers import Roles

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.logprobs import token_logprobs_and_entropy
+from rlhf_ray.algorithms.token_weights import token_weights
 from rlhf_ray.batch import Batch, ModelInput, pack_sequences, pad, to_rows
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf_ray.driver.extras.ptx import with_demonstrations
