@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rlhf_ray.telemetry.names import EVERY, FAMILIES, METRICS, PPO, REWARD_MODEL, SFT, SUPERVISED, exported_name
-from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING, Exported
+from rlhf_ray.telemetry.prometheus import RUN_METRICS, SERVING_METRICS, ExportedMetric
 
 _INTRODUCTION = """# Metrics
 
@@ -33,8 +33,8 @@ def metric_table() -> str:
     ]
     title = "Named by phases, roles, sources of reward and services"
     parts.append(_section(title, ("name", "in Prometheus", "unit", "meaning", "stage"), families))
-    parts.append(_section("In Prometheus only", ("in Prometheus", "unit", "labels", "meaning"), _exported(OF_RUNS)))
-    parts.append(_section("Of an endpoint", ("in Prometheus", "unit", "labels", "meaning"), _exported(OF_SERVING)))
+    parts.append(_section("In Prometheus only", ("in Prometheus", "unit", "labels", "meaning"), _exported(RUN_METRICS)))
+    parts.append(_section("Of an endpoint", ("in Prometheus", "unit", "labels", "meaning"), _exported(SERVING_METRICS)))
     parts.append(
         "Ray Serve exports these for the gateway, for every version and for the reward model. vLLM's own metrics\n"
         "(`ray_vllm_*`) are off: engines are started without statistics, which cost them time.\n"
@@ -42,7 +42,7 @@ def metric_table() -> str:
     return "\n".join(parts)
 
 
-def _exported(metrics: Iterable[Exported]) -> list[tuple[str, ...]]:
+def _exported(metrics: Iterable[ExportedMetric]) -> list[tuple[str, ...]]:
     return [
         (
             f"`{metric.name}`" + (" (histogram)" if metric.histogram else ""),

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_ray.report.charts import PPO, REWARD_MODEL, SFT, TIME, Plan, Question
 from rlhf_ray.telemetry.names import FAULTS, describe, exported_name
-from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING
+from rlhf_ray.telemetry.prometheus import RUN_METRICS, SERVING_METRICS
 
 _RUN = 'run=~"$run"'
 _UNITS = {"": "short", "%": "percentunit", "s": "s", "ms": "ms", "1/s": "short"}
@@ -91,7 +91,7 @@ def _of_plan(plan: Plan, stage: str) -> Panel:
 
 
 def _of_events() -> list[Panel]:
-    events, alerts = OF_RUNS
+    events, alerts = RUN_METRICS
     # Not `increase`: a series that begins with its first event never increases to it.
     counted = f'sum by (run, kind) ({events.name}{{{_RUN}, kind=~"%s"}})'
     return [
@@ -112,7 +112,7 @@ def _of_events() -> list[Panel]:
 
 
 def _of_serving() -> list[Panel]:
-    answered, errors, latency, done, worked, working, queued, healthy = (metric.name for metric in OF_SERVING)
+    answered, errors, latency, done, worked, working, queued, healthy = (metric.name for metric in SERVING_METRICS)
     by_application, rate = "{{application}}", "[$__rate_interval]"
 
     def quantile(share: float, histogram: str) -> Query:

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from rlhf_ray.jobs.cluster import Attempt, Workers
 from rlhf_ray.runs.status import RunStatus
+from rlhf_ray.telemetry.console import duration
 from rlhf_ray.telemetry.names import describe
-from rlhf_ray.telemetry.progress import duration
 
 _STYLES = {"RUNNING": "green", "PENDING": "yellow", "FAILED": "red", "STOPPED": "yellow", "SUCCEEDED": "cyan"}
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from rlhf_ray.report.curves import curve, figure, stacked
+from rlhf_ray.report.curves import curve, stacked
 from rlhf_ray.report.svg import Line, line_chart, stacked_chart
 from rlhf_ray.report.table import Table
+from rlhf_ray.telemetry.console import figure
 from rlhf_ray.telemetry.names import FAULTS, describe
 
 

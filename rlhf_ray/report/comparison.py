@@ -19,11 +19,11 @@ import yaml
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.report.charts import SERIES_COLOURS, compared_sections
-from rlhf_ray.report.curves import duration, figure
 from rlhf_ray.report.headlines import POLICY_NAMES, STAGE_NAMES
 from rlhf_ray.report.page import REPORT, Answered, Shell, Shown, fill, output_file, shown
 from rlhf_ray.report.reader import MAX_ANSWERS, STAGES, Answers, Content, read_content
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
+from rlhf_ray.telemetry.console import duration, figure
 
 ABSENT = "—"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_ray.report.charts import Card, Key, Section
-from rlhf_ray.report.curves import compact, duration, figure
 from rlhf_ray.report.svg import calibration_chart, interval_chart
+from rlhf_ray.telemetry.console import compact, duration, figure
 
 STAGE_NAMES = {"data": "data", "sft": "SFT", "reward_model": "reward model", "ppo": "PPO", "evaluation": "evaluation"}
 POLICY_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}

@@ -19,10 +19,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.report.charts import ppo_sections, stage_sections
-from rlhf_ray.report.curves import clock, duration, figure
 from rlhf_ray.report.headlines import POLICY_NAMES, headlines, quality_section
 from rlhf_ray.report.reader import MAX_ANSWERS, ROUTINE_EVENTS, Answers, Content, read_content
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
+from rlhf_ray.telemetry.console import clock, duration, figure
 
 
 class OutputError(InputError, ValueError):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from rlhf_ray.report.curves import Curve, compact, figure, ticks
+from rlhf_ray.report.curves import Curve, ticks
+from rlhf_ray.telemetry.console import compact, figure
 
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 392, 10, 164

@@ -1,8 +1,7 @@
-"""What a person watches while a stage works: progress with the time left, the key figures, the time per phase.
+"""The progress display of a stage: steps done, time left, the main metrics and the time per phase.
 
-Invariants: on a terminal it is a display that stays below everything printed meanwhile (Ray's log lines reach it
-through `sys.stdout` and `sys.stderr`, which it takes over while it runs); elsewhere it is one plain line every few
-steps, so that the log of a job stays readable. It draws what it is given and decides nothing.
+Invariants: on a terminal the display stays below everything else that is printed, because it takes over `sys.stdout` and
+`sys.stderr` (Ray's log lines use them too). Without a terminal it is one plain line every few steps, so that logs stay readable.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_ray.telemetry.console import console as shared_console
+from rlhf_ray.telemetry.console import duration
 from rlhf_ray.telemetry.names import describe
 
-KEY_FIGURES = (
+KEY_METRICS = (
     "reward/mean",
     "kl/sequence",
     "response/length_mean",
@@ -43,7 +43,7 @@ KEY_FIGURES = (
     "heldout/accuracy",
     "throughput/tokens_per_s",
 )
-"""What is shown live, where the stage has it."""
+"""Metrics that are shown, if the stage has them."""
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -51,7 +51,7 @@ _HISTORY = 12
 
 
 class StageProgress:
-    """The progress of one stage, as a context manager."""
+    """Shows the progress of one stage. A context manager."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class StageProgress:
         plain_every: int = 10,
         console: Console = shared_console,
     ) -> None:
-        """`total` and `completed` are in steps; without a terminal every `plain_every`-th step is printed."""
+        """`total` and `completed` are numbers of steps. Without a terminal every `plain_every`-th step is printed."""
         self._console, self._run, self._stage = console, run, stage.replace("_", " ")
         self._total, self._plain_every = total, plain_every
         self._first_step = self._step = completed
@@ -106,14 +106,14 @@ class StageProgress:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return self._step
 
     def update(self, step: int, metrics: Mapping[str, float | None] | None = None) -> None:
         """Say that `step` steps are done, and what the last one measured."""
         self._step = step
         self._metrics.update(metrics or {})
-        for name in KEY_FIGURES:
+        for name in KEY_METRICS:
             if metrics and (value := metrics.get(name)) is not None:
                 self._history.setdefault(name, deque(maxlen=_HISTORY)).append(value)
         self._bar.update(self._task, completed=step)
@@ -129,7 +129,7 @@ class StageProgress:
         self._console.file.flush()
 
     def _figures(self) -> list[str]:
-        known = ((name, self._metrics.get(name)) for name in KEY_FIGURES)
+        known = ((name, self._metrics.get(name)) for name in KEY_METRICS)
         return [f"{describe(name).label} {_short(name, value)}" for name, value in known if value is not None]
 
     def _time_left(self) -> list[str]:
@@ -157,7 +157,7 @@ class StageProgress:
         return table
 
     def _phase_line(self) -> Text | None:
-        """The step's time as a line: each phase with its seconds, the longest first."""
+        """The time of a step as a line: each phase with its seconds, the longest first."""
         phases = {
             describe(name).label: value
             for name, value in self._metrics.items()
@@ -181,10 +181,3 @@ def _sparkline(values: deque[float]) -> str:
 
 def _short(name: str, value: float) -> str:
     return f"{value:.1%}" if describe(name).unit == "%" else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """For a person: `2h05m`, `3m07s` or `1.5s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{seconds:.1f}s"

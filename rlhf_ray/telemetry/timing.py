@@ -1,7 +1,7 @@
-"""Where a step's wall time goes: seconds in which each phase was active, and the share of it that each role idled.
+"""Measures the wall time of a step: the seconds in which each phase was active, and the share in which each role was idle.
 
-Invariants: a phase that several coroutines are in at once counts once, so no phase exceeds the step; a phase that is
-open when a step ends counts up to that moment there and goes on in the next step. One event loop uses a timer.
+Invariants: a phase that several coroutines are in at the same time is counted once, so no phase is longer than the step; a
+phase that is active when a step ends is split between the two steps. Only one event loop uses a timer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 class _Activity:
-    """Wall time in which at least one of several overlapping intervals was open."""
+    """Wall time during which at least one of several overlapping intervals was open."""
 
     def __init__(self) -> None:
         self._open = 0
@@ -31,7 +31,7 @@ class _Activity:
             self._total += now - self._since
 
     def lap(self, now: float) -> float:
-        """Seconds since the last lap; intervals still open are cut at `now`."""
+        """Seconds since the last lap; open intervals are split at `now`."""
         if self._open:
             self._total += now - self._since
             self._since = now
@@ -40,14 +40,16 @@ class _Activity:
 
 
 class PhaseTimer:
-    """Times the named phases of a step: `with timer("rollout"): …`, also in many coroutines at once."""
+    """Times the named phases of a step with `with timer("rollout"): …`, also in many coroutines at the same time."""
 
     def __init__(
         self, roles: Mapping[str, Collection[str]] | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """`roles` says which phases keep which role busy, e.g. `{"learner": ("old_logprobs", "update")}`.
+        """Start the first step.
 
-        A role idles while none of its phases is active. `clock` returns seconds and never goes back.
+        Args:
+            roles: phases in which a role is busy, such as `{"learner": ("old_logprobs", "update")}`; else it is idle.
+            clock: returns seconds and never goes back.
         """
         self._clock = clock
         self._phases: dict[str, _Activity] = {}
@@ -61,7 +63,7 @@ class PhaseTimer:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count the block's wall time to `phase`."""
+        """Add the wall time of the block to `phase`."""
         activities = [self._phases.setdefault(phase, _Activity()), *self._roles_of.get(phase, ())]
         now = self._clock()
         for activity in activities:
@@ -74,13 +76,12 @@ class PhaseTimer:
                 activity.leave(now)
 
     def lap(self) -> dict[str, float]:
-        """End the step: `time/step_s`, `time/<phase>_s` of every phase seen so far, and `idle/<role>` between 0 and
-        1."""
+        """End the step; returns `time/step_s`, `time/<phase>_s` of every phase so far, and `idle/<role>` between 0 and 1."""
         now = self._clock()
         step_s, self._step_began = now - self._step_began, now
-        figures = {"time/step_s": step_s}
-        figures |= {f"time/{phase}_s": activity.lap(now) for phase, activity in self._phases.items()}
+        metrics = {"time/step_s": step_s}
+        metrics |= {f"time/{phase}_s": activity.lap(now) for phase, activity in self._phases.items()}
         for role, activity in self._roles.items():
             busy_s = activity.lap(now)
-            figures[f"idle/{role}"] = 1 - busy_s / step_s if step_s > 0 else 0.0
-        return figures
+            metrics[f"idle/{role}"] = 1 - busy_s / step_s if step_s > 0 else 0.0
+        return metrics

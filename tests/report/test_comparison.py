@@ -76,7 +76,7 @@ def test_figures_stand_side_by_side_and_a_dash_where_there_is_none(tmp_path):
     html = compare(tmp_path, make_run(tmp_path / "one", 3), make_run(tmp_path / "two", 4, evaluated=False))
     assert table_row(html, "Win rate against SFT") == ["90.0\u202f%", "—"]
     assert table_row(html, "PPO steps") == ["3", "4"]
-    assert table_row(html, "Time: PPO") == ["71 s", "—"]
+    assert table_row(html, "Time: PPO") == ["1m11s", "—"]
     assert table_row(html, "Faults") == ["0", "0"]
     assert "85.0\u202f% to 94.0\u202f%" in html and "Hidden utility" not in html
 

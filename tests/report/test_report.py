@@ -110,7 +110,7 @@ def test_whole_run_is_told(folder):
     write_everything(folder)
     page = page_of(folder)
     for told in ("a <run> & more", "30 PPO steps", "91.2\u202f%", "1.5 standard deviations above SFT", "6.8\xa0nats",
-                 "90.0\u202f%", "4 min 21 s", "It is on its way.", "an empty answer", "rollout worker 1 died",
+                 "90.0\u202f%", "4m21s", "It is on its way.", "an empty answer", "rollout worker 1 died",
                  "worker=1", "1 publication", "name: quickstart"):  # fmt: skip
         assert told in page.text
     assert "never listed" not in page.text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_ray.report.curves import MAX_POINTS, compact, curve, duration, figure, stacked, ticks, windows, with_faults
+from rlhf_ray.report.curves import MAX_POINTS, curve, stacked, ticks, windows, with_faults
 from rlhf_ray.report.table import Table
+from rlhf_ray.telemetry.console import compact, duration, figure
 from rlhf_ray.telemetry.names import FAULTS
 
 
@@ -111,7 +112,7 @@ def test_figures_with_units():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(4.2, "4.2 s"), (61, "61 s"), (205, "3 min 25 s"), (7500, "2 h 05 min"), (3599.7, "1 h 00 min")],
+    [(4.2, "4.2s"), (61, "1m01s"), (205, "3m25s"), (7500, "2h05m"), (3599.7, "1h00m")],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -33,7 +33,7 @@ from rlhf_ray.serving.gateway import HEADER
 from rlhf_ray.serving.guard import digest
 from rlhf_ray.serving.versions import Version, VersionError, Versions
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.prometheus import OF_SERVING
+from rlhf_ray.telemetry.prometheus import SERVING_METRICS
 from tests.exporter import names_of, scrape
 
 KEY = "a-key-of-the-test-suite"
@@ -200,7 +200,7 @@ def test_what_the_dashboard_shows_of_an_endpoint_is_exported(url, client):
     ).raise_for_status()
     assert httpx.get(f"{url}/models").status_code == 401
     applications = {f"test-policy.{part}" for part in ("gateway", "first", "reward-model")}
-    wanted = {series for metric in OF_SERVING for series in metric.series}
+    wanted = {series for metric in SERVING_METRICS for series in metric.series}
 
     def working(series: dict[str, float]) -> set[str]:
         done = (name for name in series if name.startswith("ray_serve_deployment_request_counter_total{"))
@@ -208,7 +208,7 @@ def test_what_the_dashboard_shows_of_an_endpoint_is_exported(url, client):
 
     series = scrape(lambda series: wanted <= names_of(series) and working(series) == applications)
     assert not wanted - names_of(series) and working(series) == applications
-    for metric in OF_SERVING:
+    for metric in SERVING_METRICS:
         labels = next(name for name in series if name.startswith(f"{metric.series[0]}{{"))
         assert all(f'{label}="' in labels for label in metric.labels), labels
 

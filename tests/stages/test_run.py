@@ -20,7 +20,7 @@ from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder, RunFolderTaken
 from rlhf_ray.stages.reward_model import HELD_OUT
 from rlhf_ray.stages.run import run
-from rlhf_ray.telemetry.names import known
+from rlhf_ray.telemetry.names import find_metric
 
 STEPS, BATCH = 4, 16
 LEARNER = {"workers": {"threads": 1, "cpus": 0.1}, "optimizer": {"learning_rate": 1e-3}}
@@ -104,7 +104,7 @@ def test_rewards_are_normalised_on_the_policys_own_answers(finished):
 def test_every_figure_stands_in_the_catalogue(finished, stage):
     records = read_metrics(finished.stage_metrics(stage))
     names = {name for record in records for name in record} - {"step", "timestamp"}
-    assert len(names) > 5 and {name for name in names if known(name) is None} == set()
+    assert len(names) > 5 and {name for name in names if find_metric(name) is None} == set()
 
 
 def test_metrics_of_every_step(finished):

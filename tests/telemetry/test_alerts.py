@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from rlhf_ray.config.telemetry import AlertsConfig
 from rlhf_ray.runs.events import EventLog, read_events
 from rlhf_ray.runs.run_folder import RunFolder
-from rlhf_ray.telemetry.alerts import Alert, AlertLog, Record, WatchState, advance, raised_alerts, replayed
+from rlhf_ray.telemetry.alert_checks import Record
+from rlhf_ray.telemetry.alerts import Alert, AlertLog, AlertState, advance, raised_alerts, replay
 
 CONFIG = AlertsConfig()
 NAMES = {
@@ -35,7 +36,7 @@ def records(**figures: Sequence[float | None]) -> list[Record]:
 
 
 def fired(steps: Sequence[Record], config: AlertsConfig = CONFIG) -> list[Alert]:
-    state, alerts = WatchState(), []
+    state, alerts = AlertState(), []
     for record in steps:
         state, new = advance(state, record, config)
         alerts += new
@@ -166,7 +167,7 @@ def test_a_resumed_run_stands_where_it_stood():
     steps = records(kl=[10, 60, 60, 60, 60, 10, 10, 10, 70, 70, 70])
     whole = fired(steps)
     for at in range(len(steps)):
-        state, rest = replayed(steps[:at], CONFIG), []
+        state, rest = replay(steps[:at], CONFIG), []
         for record in steps[at:]:
             state, new = advance(state, record, CONFIG)
             rest += new

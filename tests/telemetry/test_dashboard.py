@@ -16,7 +16,7 @@ from rlhf_ray.runs.metrics import MetricsLog
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.telemetry.alerts import AlertLog
 from rlhf_ray.telemetry.names import EVERY, FAMILIES, METRICS, PPO, exported_name
-from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING
+from rlhf_ray.telemetry.prometheus import RUN_METRICS, SERVING_METRICS
 from tests.exporter import names_of, scrape
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def exported(ray_cluster, tmp_path_factory) -> dict[str, float]:
         events.emit("fault", "and another")
         count = len(ppo | supervised | families | STEP)
         yield scrape(
-            lambda series: len([n for n in names_of(series) if n.startswith("ray_rlhf_")]) >= count + len(OF_RUNS)
+            lambda series: len([n for n in names_of(series) if n.startswith("ray_rlhf_")]) >= count + len(RUN_METRICS)
         )
 
 
@@ -83,12 +83,12 @@ def test_figures_are_exported_with_their_run_and_stage(exported):
 
 
 def test_the_whole_catalogue_is_exported_by_its_names_of(exported):
-    assert {exported_name(name) for name in METRICS} | {metric.name for metric in OF_RUNS} <= names_of(exported)
+    assert {exported_name(name) for name in METRICS} | {metric.name for metric in RUN_METRICS} <= names_of(exported)
 
 
 def test_every_panel_asks_for_what_is_exported(exported):
     """Ray Serve's are exported where an endpoint runs: `tests/serving` scrapes one for those."""
-    serving = {series for metric in OF_SERVING for series in metric.series}
+    serving = {series for metric in SERVING_METRICS for series in metric.series}
     assert not missing(json.loads(SAVED.read_text()), names_of(exported) | serving)
 
 
@@ -98,7 +98,10 @@ def test_every_panel_asks_for_what_is_exported(exported):
 def test_a_metric_that_nobody_exports_is_found(exported, query):
     board = dashboard()
     board["panels"].append({"targets": [{"expr": query}]})
-    assert len(missing(board, names_of(exported) | {series for metric in OF_SERVING for series in metric.series})) == 1
+    assert (
+        len(missing(board, names_of(exported) | {series for metric in SERVING_METRICS for series in metric.series}))
+        == 1
+    )
 
 
 def test_panels_do_not_overlap_and_have_ids_of_their_own():

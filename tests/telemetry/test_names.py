@@ -14,8 +14,8 @@ from rlhf_ray.algorithms.statistics import summarise
 from rlhf_ray.learner.objectives import LanguageDiagnostics
 from rlhf_ray.learner.reward_objectives import ComparisonDiagnostics, ScoreDiagnostics
 from rlhf_ray.rewards.http import Usage
-from rlhf_ray.telemetry.names import FAMILIES, METRICS, exported_name, known
-from rlhf_ray.telemetry.prometheus import OF_RUNS, OF_SERVING
+from rlhf_ray.telemetry.names import FAMILIES, METRICS, exported_name, find_metric
+from rlhf_ray.telemetry.prometheus import RUN_METRICS, SERVING_METRICS
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def test_names_that_stand_in_the_code_are_in_the_catalogue():
         if path.name != "names.py" and not name.endswith("{name}") and not name.endswith("{figure}")
     }
     assert len(found) > 50, "the expression finds none"
-    assert not {place for place in found if known(re.sub(r"\{.*?\}", "x", place[1])) is None}
+    assert not {place for place in found if find_metric(re.sub(r"\{.*?\}", "x", place[1])) is None}
 
 
 @pytest.mark.parametrize("prefix", ["", "heldout/"])
@@ -49,19 +49,19 @@ def test_what_a_supervised_stage_measures_is_in_the_catalogue(prefix):
         ScoreDiagnostics(one, one, one),
     )
     names = {name for diagnostics in measured for name in diagnostics.metrics()}
-    assert len(names) == 6 and all(known(f"{prefix}{name}") for name in names)
+    assert len(names) == 6 and all(find_metric(f"{prefix}{name}") for name in names)
 
 
 def test_everything_that_a_service_may_cost_is_a_family():
     usage = Usage(1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, 1, 1, 1.0, 1, 1, 1.0)
     figures = usage.metrics("a/b")
-    assert len(figures) == 12 and all(known(name) for name in figures)
-    assert known("service/judge/flip_rate").label == "judge: flip rate"
+    assert len(figures) == 12 and all(find_metric(name) for name in figures)
+    assert find_metric("service/judge/flip_rate").label == "judge: flip rate"
 
 
 @pytest.mark.parametrize("name", ["reward/meen", "time/rollout", "loss2", "service/judge/price", ""])
 def test_what_is_not_in_the_catalogue_is_not_known(name):
-    assert known(name) is None
+    assert find_metric(name) is None
 
 
 def test_every_entry_has_a_meaning_and_a_stage():
@@ -70,6 +70,8 @@ def test_every_entry_has_a_meaning_and_a_stage():
 
 
 def test_names_in_prometheus_are_distinct():
-    names = [exported_name(name) for name in METRICS] + [series for e in (*OF_RUNS, *OF_SERVING) for series in e.series]
+    names = [exported_name(name) for name in METRICS] + [
+        series for e in (*RUN_METRICS, *SERVING_METRICS) for series in e.series
+    ]
     assert len(set(names)) == len(names)
     assert FAMILIES[0].exported_name == "ray_rlhf_time_<phase>_s"
