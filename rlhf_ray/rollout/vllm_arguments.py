@@ -27,7 +27,7 @@ def engine_arguments(model: str, config: RolloutConfig, context: int, lora: Lora
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enforce_eager": config.enforce_eager,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": "rlhf_ray.weights.reload.BucketReload",
+        "worker_extension_cls": "rlhf_ray.weights.receiving.BucketReload",
         # Token ids in and out: no tokenizer, no text, and no sampling defaults but our own.
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
