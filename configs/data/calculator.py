@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from rlhf_ray.environments.arithmetic import compute, shown
+from rlhf_ray.environments.calculator import compute, format_number
 
 DEMONSTRATIONS, PROMPTS = 1200, 400
 QUESTIONS = ("What is {}?", "Compute {}.", "How much is {}?")
@@ -42,7 +42,7 @@ def by_heart(expression: str, value: str) -> list[dict]:
 def rows() -> tuple[list[dict], list[dict]]:
     """Demonstrations and prompts, of different questions."""
     solved = [
-        (question, expression, shown(compute(expression)))
+        (question, expression, format_number(compute(expression)))
         for question, expression in problems(DEMONSTRATIONS + PROMPTS)
     ]
     demonstrations = [

@@ -1,7 +1,7 @@
-"""What an environment is, and what is asked of its answers.
+"""The interface of an environment, and the checks of what it returns.
 
-Invariant: whatever an environment answers is checked before it is used; an answer that cannot be used is an error with the
-environment's name and the rollout's, never a silent zero.
+Invariant: everything an environment returns is checked before it is used. A result that cannot be used is an error that names
+the environment and the rollout; it never becomes a reward of zero.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from rlhf_ray.types import Prompt
 
 Message = dict[str, str]
 Observation = str | Sequence[Message]
-"""What the environment says: turns as `{"role", "content"}`; a text is one turn of the user."""
+"""What the policy reads next: messages as `{"role", "content"}`, or a text, which is one message of the user."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """An environment's answer to one turn of the policy."""
+    """The environment's answer to one turn of the policy."""
 
     observation: Observation = ()
-    """What the policy reads next; not shown to it where the episode is over."""
+    """What the policy reads next; ignored if the episode ends."""
     reward: float = 0.0
-    """For this turn; it is placed at the turn's last token."""
+    """Reward of this turn; it is given to the turn's last token."""
     done: bool = False
-    """The episode is over."""
+    """Whether the episode ends."""
 
 
 class Environment(Protocol):
-    """The other side of one episode. Each episode has an object of its own, called from one thread at a time."""
+    """Answers the policy in one episode. Each episode has its own object, which is called from one thread at a time."""
 
     def reset(self, prompt: Prompt, seed: int) -> Observation:
-        """Begin an episode. What is returned stands behind the prompt's messages, before the policy's first turn; `()`: nothing.
+        """Begin an episode. What is returned is appended to the prompt before the policy's first turn; `()` appends nothing.
 
         Args:
-            prompt: with the metadata of the data file.
-            seed: for whatever is random here, so that the episode can be had again, token for token.
+            prompt: the prompt, with the metadata of the data file.
+            seed: seed for everything that is random here, so that the episode can be repeated, token for token.
         """
 
     def step(self, response: str) -> Step:
-        """Answer a turn of the policy; `response` is its text, without special tokens and space around it."""
+        """Answer a turn of the policy; `response` is its text, without special tokens and surrounding white space."""
 
 
 class EnvironmentFailed(InputError, RuntimeError):
-    """An environment raised, was too slow, or answered what cannot be used."""
+    """An environment raised, was too slow, or returned something that cannot be used."""
 
     def __init__(self, environment: str, reason: str, rollout_id: str) -> None:
         super().__init__(environment, reason, rollout_id)
@@ -55,7 +55,7 @@ class EnvironmentFailed(InputError, RuntimeError):
 
     @property
     def prompt_id(self) -> str:
-        """A rollout's id is its prompt's and a number."""
+        """The prompt's part of the rollout's id."""
         return self.rollout_id.rpartition("/")[0]
 
     def __str__(self) -> str:
@@ -63,29 +63,29 @@ class EnvironmentFailed(InputError, RuntimeError):
 
 
 def messages_of(observation: object) -> tuple[Message, ...]:
-    """An observation as turns.
+    """An observation as messages.
 
     Raises:
-        ValueError: it is neither text nor turns of others than the assistant.
+        ValueError: the observation is neither a text nor messages, or it has a message of the assistant.
     """
     if isinstance(observation, str):
         return ({"role": "user", "content": observation},)
     if not isinstance(observation, Sequence):
-        raise ValueError(f"an observation is text or a list of messages, not {observation!r:.80}")
-    for turn in observation:
-        fits = isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        if not fits or turn["role"] == "assistant":
+        raise ValueError(f"an observation is a text or a list of messages; got {observation!r:.80}")
+    for message in observation:
+        fits = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        if not fits or message["role"] == "assistant":
             raise ValueError(
-                f'a message of an observation is {{"role", "content"}} of somebody other than the assistant, not {turn!r:.80}'
+                f'a message of an observation is {{"role", "content"}} and not of the assistant; got {message!r:.80}'
             )
-    return tuple(dict(turn) for turn in observation)
+    return tuple(dict(message) for message in observation)
 
 
 def checked_step(step: object) -> Step:
-    """A step with its observation as turns.
+    """A step whose observation is messages.
 
     Raises:
-        ValueError: no `Step`; a reward that is no finite number; nothing said although the episode goes on.
+        ValueError: it is not a `Step`, its reward is not a finite number, or it has no observation although it is not done.
     """
     if not isinstance(step, Step):
         raise ValueError(f"step returned {step!r:.80}; expected a rlhf_ray.environments.Step")

@@ -1,7 +1,7 @@
-"""Calling environments: in threads, so many at a time, each within its time; what goes wrong is an `EnvironmentFailed`.
+"""Calls of environments, in threads, with limits on their number and time; every error becomes an `EnvironmentFailed`.
 
-Invariant: the event loop never waits for an environment's code, and neither does the end of the process: a thread that is
-stuck is left behind and costs its episode, nothing else.
+Invariant: neither the event loop nor the end of the process waits for an environment's code: a thread that hangs is abandoned
+and only its episode is lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resolve_class(path: str) -> type:
     """The class that `package.module:Class` names.
 
     Raises:
-        ValueError: the module cannot be imported, or has no such class with `reset` and `step`.
+        ValueError: the module cannot be imported, or has no such class, or the class has no `reset` or `step`.
     """
     module_name, _, name = path.partition(":")
     try:
@@ -40,19 +40,19 @@ def resolve_class(path: str) -> type:
 
 
 def check_environment(config: EnvironmentConfig) -> None:
-    """Make one, and throw it away.
+    """Create an environment to see that it works.
 
     Raises:
-        ValueError: there is no such class, or it does not take these arguments.
+        ValueError: there is no such class, or it does not accept these arguments.
     """
     try:
         resolve_class(config.factory)(**config.arguments)
     except TypeError as error:
-        raise ValueError(f"environment {config.factory!r} does not take these arguments: {error}") from error
+        raise ValueError(f"environment {config.factory!r} does not accept these arguments: {error}") from error
 
 
 class EnvironmentCalls:
-    """`reset` and `step` of all episodes of a run. Belongs to one event loop."""
+    """Calls `reset` and `step` for all episodes of a run. Belongs to one event loop."""
 
     def __init__(self, config: EnvironmentConfig) -> None:
         self.config = config
@@ -60,7 +60,7 @@ class EnvironmentCalls:
         self._free = asyncio.Semaphore(config.concurrency)
 
     async def reset(self, request: RolloutRequest) -> tuple[Environment, tuple[Message, ...]]:
-        """A new environment and what it says first."""
+        """A new environment and its opening messages."""
 
         def begin(prompt: Prompt, seed: int) -> tuple[Environment, tuple[Message, ...]]:
             environment = self._class(**self.config.arguments)
@@ -69,7 +69,7 @@ class EnvironmentCalls:
         return await self._call("reset", request.id, begin, request.prompt, request.seed)
 
     async def step(self, environment: Environment, response: str, rollout_id: str) -> Step:
-        """Its answer, checked."""
+        """The environment's checked answer to a turn of the policy."""
         return await self._call("step", rollout_id, lambda: checked_step(environment.step(response)))
 
     async def _call(self, method: str, rollout_id: str, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -78,7 +78,7 @@ class EnvironmentCalls:
                 async with asyncio.timeout(self.config.timeout_s):
                     result = await in_thread(function, *arguments)
             except TimeoutError:
-                # Only the limit raises this: what the environment itself raises is a result.
+                # Only the time limit raises this: an error of the environment is returned as a result.
                 result = TimeoutError(f"no answer within {self.config.timeout_s:g} s (environment.timeout_s)")
         if isinstance(result, Exception):
             reason = f"{method} failed: {type(result).__name__}: {result}"
@@ -87,7 +87,7 @@ class EnvironmentCalls:
 
 
 def in_thread(function: Callable[..., Result], *arguments: Any) -> asyncio.Future[Result | Exception]:
-    """Run a function in a thread of its own; its result, or what it raised *as* a result."""
+    """Run a function in a new thread; the future's result is what it returned, or the exception that it raised."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result | Exception] = loop.create_future()
 
@@ -99,11 +99,11 @@ def in_thread(function: Callable[..., Result], *arguments: Any) -> asyncio.Futur
         try:
             result: Result | Exception = function(*arguments)
         except Exception as error:
-            # Somebody else's code may raise anything; whoever waits decides.
+            # User code may raise anything; the caller decides what it means.
             result = error
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result)
 
-    # A daemon, unlike the threads of an executor, does not keep the process when it never ends.
+    # Unlike the threads of an executor, a daemon thread that never ends does not keep the process alive.
     threading.Thread(target=work, name="environment", daemon=True).start()
     return future

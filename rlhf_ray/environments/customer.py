@@ -1,7 +1,7 @@
-"""The simulated customer of `rlhf_ray.data.simulator`, who asks again when an answer leaves something out.
+"""An environment that plays the simulated customer of `rlhf_ray.data.simulator`, who asks again if an answer is incomplete.
 
-A turn's reward is by how much it raises the hidden utility of all that has been said to the customer, so an episode's rewards
-add up to the utility of the whole dialogue, less what asking again costs. Prompts need the simulator's metadata.
+A turn's reward is the increase of the hidden utility of everything the policy has told the customer, so an episode's rewards
+add up to the utility of the whole dialogue minus the cost of asking again. Prompts need the simulator's metadata.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ STEP = ("What will you do now?", "And what is next?")
 
 
 class Customer:
-    """One customer. The episode ends when nothing is missing, or their patience ends."""
+    """One customer. The episode ends when nothing is missing or the customer's patience ends."""
 
     def __init__(self, patience: int = 2, asking_again: float = 0.5) -> None:
         """
         Args:
-            patience: how often they ask again.
-            asking_again: what each time costs.
+            patience: how many times the customer asks again.
+            asking_again: cost of each time.
         """
         self.patience, self.asking_again = patience, asking_again
 
     def reset(self, prompt: Prompt, seed: int) -> Observation:
-        """The prompt has the customer's first words already.
+        """Read the customer's case; the prompt already has the customer's first message.
 
         Raises:
-            KeyError: the prompt is not the simulator's.
+            KeyError: the prompt does not have the simulator's metadata.
         """
-        self.known, self.rng = prompt.metadata, Random(seed)
-        self.scenario = SCENARIO_OF[self.known["scenario"]]
-        self.heard: list[str] = []
-        self.worth = 0.0
+        self.metadata, self.rng = prompt.metadata, Random(seed)
+        self.scenario = SCENARIO_OF[self.metadata["scenario"]]
+        self.responses: list[str] = []
+        self.utility = 0.0
         return ()
 
     def step(self, response: str) -> Step:
-        """A follow-up about what is missing most, or nothing any more."""
-        self.heard.append(response)
-        so_far = " ".join(self.heard)
-        before, self.worth = self.worth, utility(self.known, so_far).total
-        wordings = self._missing(features(self.known, so_far))
-        if not wordings or len(self.heard) > self.patience:
-            return Step(reward=self.worth - before, done=True)
-        question = self.rng.choice(wordings).format(**self.known["slots"])
-        return Step(question, self.worth - before - self.asking_again)
+        """A question about the most important missing part, or the end of the episode."""
+        self.responses.append(response)
+        so_far = " ".join(self.responses)
+        before, self.utility = self.utility, utility(self.metadata, so_far).total
+        wordings = self._missing(features(self.metadata, so_far))
+        if not wordings or len(self.responses) > self.patience:
+            return Step(reward=self.utility - before, done=True)
+        question = self.rng.choice(wordings).format(**self.metadata["slots"])
+        return Step(question, self.utility - before - self.asking_again)
 
     def _missing(self, found: Features) -> tuple[str, ...]:
-        """Wordings of what the customer says about the first thing that is missing."""
+        """The customer's possible questions about the first missing part; `()` if nothing is missing."""
         if not found.order:
             return ORDER
         if not found.detail:

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.environments.arithmetic import NotArithmetic, compute, shown
 from rlhf_ray.environments.base import Step
-from rlhf_ray.environments.calculator import Calculator
+from rlhf_ray.environments.calculator import Calculator, NotArithmetic, compute, format_number
 from rlhf_ray.types import Prompt
 
 
@@ -24,7 +23,7 @@ from rlhf_ray.types import Prompt
     ],
 )  # fmt: skip
 def test_values(expression, result):
-    assert shown(compute(expression)) == result
+    assert format_number(compute(expression)) == result
 
 
 @pytest.mark.parametrize(

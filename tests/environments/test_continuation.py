@@ -86,10 +86,10 @@ def test_the_policy_may_end_a_turn_by_another_of_its_end_tokens(tokenizer):
 @pytest.mark.parametrize(
     ("template", "response", "reason"),
     [
-        (WITHOUT_THOUGHTS, "<think>Order 42.</think>On its way.", "does not show what the assistant said"),
-        (LAST_QUESTION_ONLY, "On its way.", "otherwise once there is an answer"),
-        (COUNTING, "On its way.", "otherwise once there is an answer"),
-        (THINKS_FIRST, "On its way.", "otherwise once there is an answer"),
+        (WITHOUT_THOUGHTS, "<think>Order 42.</think>On its way.", "changes the assistant's text"),
+        (LAST_QUESTION_ONLY, "On its way.", "differently after an observation"),
+        (COUNTING, "On its way.", "differently after an observation"),
+        (THINKS_FIRST, "On its way.", "differently after an observation"),
         (NO_END, "On its way.", "does not end the assistant's turns"),
     ],
 )  # fmt: skip

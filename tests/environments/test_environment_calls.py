@@ -32,7 +32,7 @@ def play(config, response: str = "a") -> Step:
         ("text", "expected a rlhf_ray.environments.Step"),
         ("nan", "expected a finite number"),
         ("silent", "no observation although the episode is not done"),
-        ("assistant", "other than the assistant"),
+        ("assistant", "not of the assistant"),
     ],
 )
 def test_whatever_is_wrong_names_the_environment_and_the_rollout(environment, fault, reason):
@@ -114,7 +114,7 @@ def test_a_class_that_is_none_is_refused(environment, path, reason):
 
 def test_arguments_that_do_not_fit_are_refused_before_a_run(environment):
     check_environment(environment(arguments={"greeting": "Hi."}))
-    with pytest.raises(ValueError, match="does not take these arguments.*'volume'"):
+    with pytest.raises(ValueError, match="does not accept these arguments.*'volume'"):
         check_environment(environment(arguments={"volume": 3}))
 
 
@@ -123,5 +123,5 @@ def test_text_is_a_turn_of_the_user():
     assert messages_of([{"role": "tool", "content": "x"}]) == ({"role": "tool", "content": "x"},)
     assert checked_step(Step("x", 1)) == Step(({"role": "user", "content": "x"},), 1.0)
     assert checked_step(Step(done=True)).observation == ()
-    with pytest.raises(ValueError, match="not 3"):
+    with pytest.raises(ValueError, match="got 3"):
         messages_of(3)
