@@ -24,8 +24,8 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.config.section import Workers
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.requests import SampleRequest
-from rlhf_ray.runtime.process_environment import worker_environment
+from rlhf_ray.rollout.requests import EngineRequest
+from rlhf_ray.rollout.worker import worker_environment
 from rlhf_ray.types import Prompt, RolloutRequest, rollout_seed
 
 VOCABULARY, PROMPT_TOKENS, CONTEXT = 64, 16, 320
@@ -63,7 +63,7 @@ class DirectEngine:
         self.engine = LLMEngine.from_engine_args(engine_arguments(model, config, CONTEXT))
         self.ends = end_tokens(model)
 
-    def run(self, requests: list[SampleRequest], sampling: SamplingConfig) -> tuple[int, float]:
+    def run(self, requests: list[EngineRequest], sampling: SamplingConfig) -> tuple[int, float]:
         """Tokens generated and seconds taken."""
         from rlhf_ray.rollout.vllm_arguments import sampling_parameters
 
@@ -120,7 +120,7 @@ async def measure(model: str, config: RolloutConfig, arguments: argparse.Namespa
             return tokens, time.perf_counter() - began
 
         async def directly(requests: list[RolloutRequest] = requests) -> tuple[int, float]:
-            return await direct.run.remote([SampleRequest.of(request) for request in requests], config.sampling)
+            return await direct.run.remote([EngineRequest.of(request) for request in requests], config.sampling)
 
         # Whoever goes first changes, so that neither always finds the machine warmer.
         sides = [through_pool, directly] if turn % 2 else [directly, through_pool]

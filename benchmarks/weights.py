@@ -93,7 +93,7 @@ async def timed(call: Awaitable) -> float:
 
 async def by_part(learner: LearnerGroup, pool: RolloutPool, version: int, bucket_mib: int) -> dict[str, float]:
     """Seconds of each part of a publication, done one after another."""
-    rank, worker = learner.ranks[0], pool.members[0].actor
+    rank, worker = learner.ranks[0], pool.workers[0].actor
     tokens = np.arange(32, dtype=np.int32) + 2
     began = time.perf_counter()
     stream = rank.weight_buckets.options(num_returns="streaming").remote(bucket_mib * MIB)
@@ -121,7 +121,7 @@ async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repe
         LearnerGroup.start(spec, lambda index: options), pool.start(str(model), 64, 0, lambda index: options)
     )
     await learner.probe_logprobs(np.arange(32, dtype=np.int32))  # what a first forward pass takes is not publication
-    with Memory({"learner": await learner.ranks[0].pid.remote(), "worker": pool.members[0].info.pid}) as memory:
+    with Memory({"learner": await learner.ranks[0].pid.remote(), "worker": pool.workers[0].info.pid}) as memory:
         for version in (1, 2, 3):
             await pool.sync_weights(version, learner)
     whole = [await timed(pool.sync_weights(4 + number, learner)) for number in range(repeats)]

@@ -1,5 +1,4 @@
-"""The generation role: vLLM engines as Ray actors, the pool that dispatches to them, and how new weights reach them.
+"""Rollout generation: vLLM engines in Ray actors, and the pool that shares requests among them.
 
-Nothing here imports vLLM when it is imported, apart from `engine` and `weights.reload`, which only worker processes
-load.
+Only `engine`, `engine_thread` and `vllm_arguments` import vLLM, and `worker` imports them in the worker's process.
 """

@@ -1,8 +1,7 @@
-"""vLLM in this process, stepped by one thread of ours.
+"""`EngineThread`: vLLM in this process, stepped by a thread of its own.
 
-Invariants: vLLM is touched by this thread alone, so no lock is needed and whatever it is asked happens between two
-steps; a request joins the running batch at once (continuous batching); after a failed step nothing is asked of it any
-more.
+Invariants: only this thread calls vLLM, so no lock is needed and every action runs between two steps; a request joins the
+running batch at once (continuous batching); after a failed step the engine is not used any more.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from rlhf_ray.rollout.requests import EngineFailed
 
 Deliver = Callable[[list[Any] | Exception], None]
-"""Receives, in the engine's thread, what finished lately, or the reason why nothing more will come."""
+"""Called in the engine's thread with the results that finished since the last call, or with the error that ended them."""
 
 _DELIVERY_INTERVAL_S = 0.1
-"""While sequences are being generated, those that finished are handed over this often: each time, the receiving thread
-interrupts the stepping one."""
+"""Interval at which finished results are delivered while others are still being generated: each delivery lets the receiving
+thread interrupt the stepping one."""
 
 
 class EngineThread:
-    """An engine, its thread and its requests. Methods called *inside* belong into an action given to `do`."""
+    """An engine, its thread and its requests. Methods marked *(engine thread)* may only be called in an action given to `do`."""
 
     def __init__(self, arguments: EngineArgs) -> None:
         """Start the engine; returns when it can generate."""
@@ -42,7 +41,7 @@ class EngineThread:
         self._added = 0
         self._failure: EngineFailed | None = None
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._live, name="rollout-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="rollout-engine", daemon=True)
         self._thread.start()
         self.llm: LLMEngine = self.do(lambda: LLMEngine.from_engine_args(arguments)).result()
 
@@ -53,14 +52,14 @@ class EngineThread:
         return future
 
     def close(self) -> None:
-        """Stop the thread, then the engine and its processes; what still runs is not answered."""
+        """Stop the thread, then the engine and its processes; running requests are not answered."""
         self._inbox.put(None)
         self._thread.join()
         self.llm.engine_core.shutdown()
 
     @property
     def running(self) -> int:
-        """Sequences that are being generated (inside)."""
+        """Number of sequences that are being generated (engine thread)."""
         return len(self._running)
 
     def add(
@@ -71,7 +70,7 @@ class EngineThread:
         convert: Callable[[RequestOutput], Any],
         lora: LoRARequest | None = None,
     ) -> str:
-        """Add a request (inside); `deliver` will get what `convert` makes of its output. Returns a handle for `abort`."""
+        """Add a request (engine thread); `deliver` gets its output after `convert`. Returns a handle for `abort`."""
         if self._failure is not None:
             raise self._failure
         handle = str(self._added)
@@ -81,20 +80,20 @@ class EngineThread:
         return handle
 
     def abort(self, handles: Sequence[str]) -> None:
-        """Stop what has not finished of these (inside); it is delivered nowhere."""
+        """Stop those of these requests that have not finished (engine thread); they are not delivered."""
         self.llm.abort_request([handle for handle in handles if self._running.pop(handle, None) is not None])
 
     def call_workers(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of each of vLLM's workers (inside)."""
+        """Call a method of each of vLLM's workers (engine thread)."""
         return self.llm.collective_rpc(method, args=arguments)
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         while self._serve_inbox():
             if self._running:
                 self._step()
 
     def _serve_inbox(self) -> bool:
-        """Do what was asked; wait for something to do where nothing runs. False: the end."""
+        """Run the actions that were asked for; if nothing is being generated, wait for one. Returns False after `close`."""
         while not self._running or not self._inbox.empty():
             item = self._inbox.get()
             if item is None:

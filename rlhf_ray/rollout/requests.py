@@ -1,8 +1,6 @@
-"""What goes over the wire between pool and worker: requests without their conversations, responses without their
-prompts.
+"""What travels between the pool and its workers, and the errors of generation.
 
-A prompt's messages and metadata stay with the driver; they would otherwise be copied to the worker and back for
-nothing.
+A prompt's messages and metadata stay with the driver, and a response travels without its prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.types import FinishReason, PolicyVersion, RolloutRequest
+from rlhf_ray.types import FinishReason, RolloutRequest
 
 
 class PromptRefused(InputError, ValueError):
@@ -20,7 +18,7 @@ class PromptRefused(InputError, ValueError):
 
 
 class EngineFailed(RuntimeError):
-    """The engine raised in a forward pass; its process is not to be used any more."""
+    """The engine raised in a forward pass; its process must not be used any more."""
 
 
 class EngineBusy(RuntimeError):
@@ -28,7 +26,7 @@ class EngineBusy(RuntimeError):
 
 
 class TornWeights(RuntimeError):
-    """A weight update began and did not finish: the engine holds parts of two policies and answers nothing."""
+    """A weight update began and did not finish: the engine holds parts of two policies and refuses to compute."""
 
 
 class IncompleteWeights(RuntimeError):
@@ -36,11 +34,11 @@ class IncompleteWeights(RuntimeError):
 
 
 class NoWorkerLeft(InputError, RuntimeError):
-    """No rollout worker can serve the requests that are waiting."""
+    """No rollout worker can serve the waiting requests."""
 
 
 @dataclass(frozen=True)
-class SampleRequest:
+class EngineRequest:
     """One sequence to continue."""
 
     id: str
@@ -48,17 +46,17 @@ class SampleRequest:
     token_ids: np.ndarray
     """int32 [P], P ≥ 1."""
     seed: int
-    """Of this request's own random generator, so that what shares its batch changes nothing."""
+    """Seed of this request's own random generator, so the other sequences of a batch do not change its result."""
 
     @classmethod
-    def of(cls, request: RolloutRequest) -> SampleRequest:
-        """The part of a rollout's request that an engine needs."""
+    def of(cls, request: RolloutRequest) -> EngineRequest:
+        """The part of a rollout request that an engine needs."""
         return cls(request.id, request.prompt.token_ids, request.seed)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What the engine answered. T tokens, the end-of-sequence token included."""
+class EngineOutput:
+    """The engine's answer to a request: T tokens, including the end-of-sequence token."""
 
     id: str
     token_ids: np.ndarray
@@ -66,50 +64,43 @@ class Sample:
     logprobs: np.ndarray
     """float32 [T], nats, after temperature."""
     versions: np.ndarray
-    """int32 [T]."""
+    """int32 [T]: the policy version that sampled each token."""
     finish_reason: FinishReason
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a rollout worker is and where it runs."""
+    """A rollout worker's process and model."""
 
     pid: int
-    node_id: str
     host: str
-    device: str
-    """`cpu` or the accelerator's name."""
-    vllm: str
-    """Version of vLLM."""
-    torch: str
-    """Version of torch."""
-    threads: int
-    """OpenMP threads of the engine."""
     vocabulary: int
     """Number of token ids that the model knows."""
-    context: int
-    """Most tokens of prompt and response together."""
-    version: PolicyVersion | None
-    """Policy version of its weights; None in the middle of an update."""
 
 
-def check_prompt(request: SampleRequest, context: int, vocabulary: int) -> None:
-    """Refuse a prompt that leaves no room for a token, or that would make the engine fail.
+def check_prompt(id: str, token_ids: np.ndarray, context: int, vocabulary: int) -> None:
+    """Refuse a prompt that leaves no room for a response, or that would make the engine fail.
+
+    Args:
+        id: what the error message calls the prompt.
+        token_ids: int32 [P].
+        context: maximum number of tokens of prompt and response together.
+        vocabulary: number of token ids that the model knows.
 
     Raises:
-        PromptRefused: naming the request, what is wrong with it and what is allowed.
+        PromptRefused: the prompt is empty, too long, or has token ids that the model does not know.
     """
-    length = len(request.token_ids)
+    length = len(token_ids)
     if length == 0:
-        raise PromptRefused(f"prompt of {request.id!r} is empty; a prompt needs at least one token")
+        raise PromptRefused(f"prompt of {id!r} is empty; a prompt needs at least one token")
     if length >= context:
         raise PromptRefused(
-            f"prompt of {request.id!r} has {length} tokens; the context is {context} for prompt and response together, "
+            f"prompt of {id!r} has {length} tokens; the context is {context} for prompt and response together, "
             f"so at most {context - 1} are allowed. Shorten or drop it, or raise rollout.max_sequence_tokens"
         )
-    lowest, highest = int(request.token_ids.min()), int(request.token_ids.max())
+    lowest, highest = int(token_ids.min()), int(token_ids.max())
     if lowest < 0 or highest >= vocabulary:
         raise PromptRefused(
-            f"prompt of {request.id!r} has token ids from {lowest} to {highest}; the model knows 0 to {vocabulary - 1}. "
+            f"prompt of {id!r} has token ids from {lowest} to {highest}; the model knows 0 to {vocabulary - 1}. "
             "Was it tokenized by another tokenizer?"
         )

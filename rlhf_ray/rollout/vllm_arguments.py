@@ -1,4 +1,4 @@
-"""From this project's configuration to vLLM's: engine arguments, sampling parameters and end-of-sequence tokens."""
+"""vLLM's engine arguments, sampling parameters and end-of-sequence tokens, from this project's configuration."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from vllm.sampling_params import RequestOutputKind
 
 from rlhf_ray.config.learner import LoraConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
-from rlhf_ray.weights.adapter import lora_arguments
 
 _GIB = 1 << 30
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for `max_lora_rank`."""
 
 
 def engine_arguments(model: str, config: RolloutConfig, context: int, lora: LoraConfig | None = None) -> EngineArgs:
-    """vLLM's arguments for a Hugging Face folder; `config.engine` has the last word."""
+    """vLLM's arguments for a Hugging Face folder; `config.engine` overrides them."""
     arguments: dict[str, Any] = {
         "model": model,
         "dtype": config.dtype,
@@ -28,7 +29,7 @@ def engine_arguments(model: str, config: RolloutConfig, context: int, lora: Lora
         "enforce_eager": config.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "rlhf_ray.weights.receiving.BucketReload",
-        # Token ids in and out: no tokenizer, no text, and no sampling defaults but our own.
+        # Token ids in and out: no tokenizer, no text, and no sampling defaults of the model.
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
         "disable_log_stats": True,
@@ -37,9 +38,9 @@ def engine_arguments(model: str, config: RolloutConfig, context: int, lora: Lora
     }
     if current_platform.is_cpu():
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gb * _GIB)
-        # On a CPU a seed gives the same bits in any company; a cached prefix would change how a prompt is computed.
+        # On a CPU a seed gives the same bits in every batch; a cached prefix would change how a prompt is computed.
         arguments["enable_prefix_caching"] = False
-        # A prompt that is split over steps makes vLLM rewind the request's random generator, which a CPU generator cannot.
+        # If a prompt is split over steps, vLLM rewinds the request's random generator, which is not possible on a CPU.
         arguments["enable_chunked_prefill"] = False
         arguments["max_num_batched_tokens"] = max(context, 8192)
     else:
@@ -47,12 +48,13 @@ def engine_arguments(model: str, config: RolloutConfig, context: int, lora: Lora
     if config.weights.kind != "object_store":
         arguments["weight_transfer_config"] = {"backend": config.weights.kind}
     if lora is not None:
-        arguments |= lora_arguments(lora)
+        rank = next(rank for rank in _LORA_RANKS if rank >= lora.rank)
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     return EngineArgs(**{**arguments, **config.engine})
 
 
 def end_tokens(model: str) -> list[int]:
-    """Ids that end a response: those of `generation_config.json`, else of `config.json`."""
+    """Ids that end a response: those of `generation_config.json` or, without one, of `config.json`."""
     try:
         ends = GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:
@@ -63,7 +65,7 @@ def end_tokens(model: str) -> list[int]:
 
 
 def sampling_parameters(sampling: SamplingConfig, seed: int, ends: list[int]) -> SamplingParams:
-    """Parameters of one response, with the log-probability of every sampled token."""
+    """Parameters of one response that returns the log-probability of every sampled token."""
     return SamplingParams(
         temperature=sampling.temperature,
         max_tokens=sampling.max_new_tokens,
@@ -78,5 +80,5 @@ def sampling_parameters(sampling: SamplingConfig, seed: int, ends: list[int]) ->
 
 
 def probe_parameters() -> SamplingParams:
-    """Parameters that return the prompt's own log-probabilities, which vLLM never takes from its prefix cache."""
+    """Parameters that return the prompt's own log-probabilities, which vLLM does not take from its prefix cache."""
     return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)

@@ -1,8 +1,14 @@
-"""A worker as the pool sees it, and what the pool tells of it."""
+"""The rollout workers of a pool, as the driver sees them: the states of a worker, and all workers together.
+
+Invariants: only a READY worker generates. A worker is READY after it has loaded the model it was started with, or after a
+complete weight update that its probe confirmed; from the start of an update until then it is STALE. A DEAD worker never comes
+back. Only `WorkerSet` changes a state, and it reports each change once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -11,17 +17,16 @@ import ray
 from ray.actor import ActorHandle
 
 from rlhf_ray.rollout.requests import WorkerInfo
-from rlhf_ray.runtime.actor_calls import describe
 
 
 class State(Enum):
-    """What a worker is good for."""
+    """What a worker can be used for."""
 
     STARTING = "starting"
     READY = "ready"
-    """Holds a known policy whole: it may generate."""
+    """It has the complete weights of a known policy and may generate."""
     STALE = "stale"
-    """Its weights are unknown, torn or unconfirmed: it may only be published to."""
+    """Its weights are unknown, incomplete or not confirmed: it may only receive weights."""
     DEAD = "dead"
 
 
@@ -32,13 +37,13 @@ class WorkerTransition(Enum):
     """Its engine has loaded the model it was started with."""
     UPDATE_BEGUN = "update_begun"
     CONFIRMED = "confirmed"
-    """A complete update arrived and its probe passed."""
+    """A complete update arrived and the probe agreed."""
     REJECTED = "rejected"
     """An update failed or timed out, or the probe disagreed."""
     DIED = "died"
 
 
-_TRANSITIONS = {
+_NEXT_STATE = {
     (State.STARTING, WorkerTransition.STARTED): State.READY,
     (State.READY, WorkerTransition.UPDATE_BEGUN): State.STALE,
     (State.STALE, WorkerTransition.UPDATE_BEGUN): State.STALE,
@@ -51,102 +56,131 @@ _TRANSITIONS = {
 }
 
 
-def transition(state: State, happening: WorkerTransition) -> State:
-    """The state after something happened.
+def next_state(state: State, transition: WorkerTransition) -> State:
+    """The state after a transition.
 
     Raises:
-        ValueError: it cannot happen in this state.
+        ValueError: the transition is not possible in this state.
     """
     try:
-        return _TRANSITIONS[state, happening]
+        return _NEXT_STATE[state, transition]
     except KeyError:
-        possible = ", ".join(h.value for s, h in _TRANSITIONS if s is state)
-        raise ValueError(f"{happening.value} cannot happen to a {state.value} worker; possible: {possible}") from None
-
-
-@dataclass(frozen=True)
-class WorkerEvent:
-    """Something that happened to a worker; for the run's event log."""
-
-    kind: Literal["started", "confirmed", "stale", "died", "redispatched"]
-    worker: str
-    message: str
-    requests: tuple[str, ...] = ()
-    """Ids of the requests that were taken from it (`redispatched`)."""
+        possible = ", ".join(t.value for s, t in _NEXT_STATE if s is state)
+        raise ValueError(
+            f"{transition.value} is not possible for a {state.value} worker; possible: {possible}"
+        ) from None
 
 
 @dataclass
-class Member:
+class WorkerHandle:
     """One worker of a pool."""
 
     name: str
     actor: ActorHandle
     state: State = State.STARTING
     info: WorkerInfo | None = None
-    """Known once it has started."""
+    """Known once the worker has started."""
     load: int = 0
-    """Requests that were sent to it and not answered."""
+    """Requests that were sent to it and are not answered yet."""
     cause: str = ""
     """Why it is STALE or DEAD."""
 
-    def happened(self, happening: WorkerTransition, cause: str = "") -> None:
+    def apply(self, transition: WorkerTransition, cause: str = "") -> None:
         """Move to the next state."""
-        self.state = transition(self.state, happening)
+        self.state = next_state(self.state, transition)
         self.cause = cause
 
     def __str__(self) -> str:
         return f"{self.name} is {self.state.value}" + (f" ({self.cause})" if self.cause else "")
 
 
+EventKind = Literal["started", "confirmed", "stale", "died", "redispatched"]
+
+
+@dataclass(frozen=True)
+class WorkerEvent:
+    """A change of a worker, for the run's event log."""
+
+    kind: EventKind
+    worker: str
+    message: str
+    requests: tuple[str, ...] = ()
+    """Ids of the requests that were taken from it (`redispatched`)."""
+
+
 class WorkerSet:
-    """Owns every change of a member's state; each change is told once."""
+    """All workers of a pool; makes and reports every change of a worker's state."""
 
     def __init__(self, on_event: Callable[[WorkerEvent], None]) -> None:
-        self.members: list[Member] = []
+        self.workers: list[WorkerHandle] = []
         self._on_event = on_event
 
     @property
-    def living(self) -> list[Member]:
-        """Whoever may be published to."""
-        return [member for member in self.members if member.state in (State.READY, State.STALE)]
+    def alive(self) -> list[WorkerHandle]:
+        """The workers that can receive weights."""
+        return [worker for worker in self.workers if worker.state in (State.READY, State.STALE)]
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids that the model knows; all members have the same model."""
-        return self.members[0].info.vocabulary
+        """Number of token ids that the model knows; all workers have the same model.
+
+        Raises:
+            RuntimeError: the workers have not started.
+        """
+        if not self.workers or (info := self.workers[0].info) is None:
+            raise RuntimeError("the rollout workers have not started; call RolloutPool.start first")
+        return info.vocabulary
 
     def __str__(self) -> str:
-        return "; ".join(str(member) for member in self.members)
+        return "; ".join(str(worker) for worker in self.workers)
 
-    def started(self, member: Member, message: str) -> None:
-        """Its engine is up."""
-        member.happened(WorkerTransition.STARTED)
-        self._tell("started", member, message)
+    def started(self, worker: WorkerHandle, info: WorkerInfo, message: str) -> None:
+        """Its engine has loaded the model."""
+        worker.info = info
+        worker.apply(WorkerTransition.STARTED)
+        self._report("started", worker, message)
 
-    def update_begun(self, member: Member) -> None:
-        """From here on it is unused until confirmed; nothing to tell."""
-        member.happened(WorkerTransition.UPDATE_BEGUN, "a weight update began and did not end")
+    def update_begun(self, worker: WorkerHandle) -> None:
+        """A weight update began: the worker is not used until it is confirmed. This is not reported."""
+        worker.apply(WorkerTransition.UPDATE_BEGUN, "a weight update began and did not end")
 
-    def confirmed(self, member: Member, message: str) -> None:
-        """It holds a known policy whole."""
-        member.happened(WorkerTransition.CONFIRMED)
-        self._tell("confirmed", member, message)
+    def confirmed(self, worker: WorkerHandle, message: str) -> None:
+        """It has the complete weights of a known policy."""
+        worker.apply(WorkerTransition.CONFIRMED)
+        self._report("confirmed", worker, message)
 
-    def rejected(self, member: Member, cause: str) -> None:
-        """It is alive, and must not be used."""
-        member.happened(WorkerTransition.REJECTED, cause)
-        self._tell("stale", member, f"{member.name} is not used: {cause}")
+    def rejected(self, worker: WorkerHandle, cause: str) -> None:
+        """It is alive but must not be used."""
+        worker.apply(WorkerTransition.REJECTED, cause)
+        self._report("stale", worker, f"{worker.name} is not used: {cause}")
 
-    def lost(self, member: Member, error: Exception, requests: tuple[str, ...] = ()) -> None:
-        """It failed for good; `requests` go to others."""
-        if member.state is not State.DEAD:
+    def lost(self, worker: WorkerHandle, error: Exception, requests: tuple[str, ...] = ()) -> None:
+        """It failed for good; `requests` are sent to other workers."""
+        if worker.state is not State.DEAD:
             cause = describe(error)
-            member.happened(WorkerTransition.DIED, cause)
-            self._tell("died", member, f"{member.name} is lost: {cause}")
-            # "Unavailable" may mean "alive and unreachable": make sure that it cannot come back unnoticed.
-            ray.kill(member.actor)
+            worker.apply(WorkerTransition.DIED, cause)
+            self._report("died", worker, f"{worker.name} is lost: {cause}")
+            # "Unavailable" may mean "alive but unreachable": make sure that it cannot come back unnoticed.
+            ray.kill(worker.actor)
         if requests:
-            self._tell("redispatched", member, f"{len(requests)} requests of {member.name} go to others", requests)
+            message = f"{len(requests)} requests of {worker.name} go to other workers"
+            self._report("redispatched", worker, message, requests)
 
-    def _tell(self, kind: Any, member: Member, message: str, requests: tuple[str, ...] = ()) -> None:
-        self._on_event(WorkerEvent(kind, member.name, message, requests))
+    def _report(self, kind: EventKind, worker: WorkerHandle, message: str, requests: tuple[str, ...] = ()) -> None:
+        self._on_event(WorkerEvent(kind, worker.name, message, requests))
+
+
+def describe(error: BaseException) -> str:
+    """One line: what went wrong in an actor, without Ray's trace."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else 'no message'}"
+
+
+async def call_all(
+    actors: Mapping[str, ActorHandle], method: Callable[[ActorHandle], Awaitable[Any]], timeout_s: float
+) -> dict[str, Any]:
+    """Call all actors at once; returns each one's answer or exception by name (`TimeoutError` after `timeout_s`)."""
+    answers = await asyncio.gather(
+        *(asyncio.wait_for(method(actor), timeout_s) for actor in actors.values()), return_exceptions=True
+    )
+    return dict(zip(actors, answers, strict=True))

@@ -1,1 +1,1 @@
-"""How a new policy travels from the learners to the rollout workers, and how a worker proves that it has it."""
+"""How the learner's weights reach the rollout workers, and how a worker shows that it has received them."""

@@ -1,8 +1,8 @@
-"""Named tensors packed into flat byte buffers, and back without a copy.
+"""`WeightBucket`: named tensors packed into a flat byte buffer, and unpacked without a copy.
 
-Invariants: a bucket holds whole tensors; it is at most `bucket_bytes` large unless a single tensor is larger; memory in
-use is one bucket, never a model. The bytes are the tensor's own, so every dtype survives, bfloat16 too. Ray hands the
-buffer of a bucket to a process on the same node as a view of shared memory.
+Invariants: a bucket holds whole tensors and is not larger than `bucket_bytes`, unless a single tensor is; packing uses the
+memory of one bucket, never that of a model. The bytes of a tensor are kept as they are, so every dtype works, including
+bfloat16. Ray gives a process on the same node a view of the buffer in shared memory.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import torch
 from safetensors import safe_open
 
 _ALIGNMENT = 64
-"""Bytes: a cache line, and a multiple of every dtype's size."""
+"""Bytes: the size of a cache line, which is a multiple of every dtype's size."""
 
-# Views of Ray's shared memory are read-only. Weights are only ever copied out of them.
+# Views of Ray's shared memory are read-only, and weights are only copied out of them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclass(frozen=True)
 class WeightBucket:
-    """Some tensors of a model, one after another, each at a multiple of 64 bytes."""
+    """Some tensors of a model, one after another; each starts at a multiple of 64 bytes."""
 
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
-    """As in `torch`: `float32`, `bfloat16`, …"""
+    """Names of `torch` dtypes: `float32`, `bfloat16`, …"""
     shapes: tuple[tuple[int, ...], ...]
     data: np.ndarray
-    """uint8, one dimension."""
+    """uint8 [bytes]."""
 
     @property
     def offsets(self) -> Iterator[tuple[int, int]]:
-        """First byte and length in bytes of each tensor."""
+        """The first byte and the number of bytes of each tensor."""
         start = 0
         for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
             size = math.prod(shape) * getattr(torch, dtype).itemsize
@@ -46,10 +46,10 @@ class WeightBucket:
 
 
 def pack(named_tensors: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[WeightBucket]:
-    """Pack tensors in their order, on any device; each is read once, before the next is asked for.
+    """Pack tensors of any device in their order; each is copied before the next is requested.
 
     Args:
-        named_tensors: Hugging Face names with full tensors.
+        named_tensors: Hugging Face names and full tensors.
         bucket_bytes: size of a bucket; a larger tensor gets a bucket of its own.
     """
     packer: _Packer | None = None
@@ -66,15 +66,30 @@ def pack(named_tensors: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -
 
 
 def unpack(bucket: WeightBucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a bucket as views of its bytes: valid as long as the bucket is, and not to be written to."""
+    """The names and tensors of a bucket. The tensors are read-only views of its bytes, valid as long as the bucket."""
     for name, dtype, shape, (start, size) in zip(
         bucket.names, bucket.dtypes, bucket.shapes, bucket.offsets, strict=True
     ):
         yield name, torch.from_numpy(bucket.data[start : start + size]).view(getattr(torch, dtype)).reshape(shape)
 
 
+def read_folder(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a Hugging Face folder, in the order of its files.
+
+    Raises:
+        FileNotFoundError: the folder has no safetensors file.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{str(folder)!r} has no *.safetensors; expected a Hugging Face model folder")
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                yield name, tensors.get_tensor(name)
+
+
 class _Packer:
-    """A bucket being filled."""
+    """A bucket that is being filled."""
 
     def __init__(self, size: int) -> None:
         self.buffer = np.empty(size, dtype=np.uint8)
@@ -84,8 +99,8 @@ class _Packer:
         self.shapes: list[tuple[int, ...]] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        place = torch.from_numpy(self.buffer[self.used : self.used + tensor.nbytes]).view(tensor.dtype)
-        place.copy_(tensor.detach().reshape(-1))
+        target = torch.from_numpy(self.buffer[self.used : self.used + tensor.nbytes]).view(tensor.dtype)
+        target.copy_(tensor.detach().reshape(-1))
         self.names.append(name)
         self.dtypes.append(str(tensor.dtype).removeprefix("torch."))
         self.shapes.append(tuple(tensor.shape))
@@ -97,18 +112,3 @@ class _Packer:
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def read_folder(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names with tensors, in the order of the files.
-
-    Raises:
-        FileNotFoundError: there is no safetensors file.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{str(folder)!r} has no *.safetensors; expected a Hugging Face model folder")
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                yield name, tensors.get_tensor(name)

@@ -1,10 +1,9 @@
-"""Weights from GPU to GPU by vLLM's own transfer engines: `nccl` between GPUs, `ipc` on a shared one.
+"""Weights from GPU to GPU by vLLM's own transfer engines: `nccl` between GPUs, `ipc` on a shared GPU.
 
-The learner's ranks hold the sending side and drive start, update and finish on the workers themselves; the driver says
-when. All workers receive in one collective, so they succeed or fail together, and a change of membership joins anew.
+The learner's ranks are the sending side: when the driver tells them to, they start, fill and finish the update on the workers.
+All workers receive in one collective, so they succeed or fail together; if the set of workers changes, all connect again.
 
-Invariant: the sender's and the workers' ranks in the NCCL group are distinct: the learner's rank 0 is 0, GPU j of
-worker i is 1 + i · tensor_parallel + j.
+Invariant: ranks in the NCCL group are distinct: the learner's rank 0 is 0, GPU j of worker i is 1 + i · tensor_parallel + j.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from ray.actor import ActorHandle
 
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.types import PolicyVersion
-from rlhf_ray.weights.channel import PublishingLearner
+from rlhf_ray.weights.channel import WeightSender
 
 
 class NativeTransferUnavailable(ValueError):
-    """`nccl` and `ipc` were asked for where they cannot work."""
+    """`nccl` or `ipc` is configured for workers without a GPU."""
 
 
 @dataclass(frozen=True)
 class TransferPlan:
-    """What every rank of the learner needs to join the workers."""
+    """What every rank of the learner needs to connect to the workers."""
 
     kind: Literal["nccl", "ipc"]
     workers: tuple[ActorHandle, ...]
@@ -40,7 +39,7 @@ class TransferPlan:
 
     @property
     def world_size(self) -> int:
-        """Members of the NCCL group: the sender and every GPU of every worker."""
+        """Size of the NCCL group: the sender and every GPU of every worker."""
         return 1 + len(self.workers) * self.tensor_parallel
 
     def trainer_init_info(self, rank: int) -> Any:
@@ -61,7 +60,7 @@ class TransferPlan:
         return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=self.bucket_bytes, rank=rank)
 
     def worker_init_info(self, worker: int, shared: Mapping[str, Any]) -> dict[str, Any]:
-        """What vLLM's sender tells all workers, made out to one: each starts at its own rank."""
+        """What vLLM's sender tells all workers, with the first rank of worker number `worker`."""
         if "rank_offset" not in shared:
             return dict(shared)
         return {**shared, "rank_offset": shared["rank_offset"] + worker * self.tensor_parallel}
@@ -69,14 +68,14 @@ class TransferPlan:
 
 @dataclass
 class WorkerClient:
-    """vLLM's `VLLMWeightSyncClient` for this project's workers: every call goes to all and waits for all."""
+    """vLLM's `VLLMWeightSyncClient` for this project's workers: every call goes to all workers and waits for them."""
 
     plan: TransferPlan
     version: PolicyVersion = field(default=0)
-    """What the weights will be when the update that is under way is finished."""
+    """Version of the policy that the current update brings."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Join all workers."""
+        """Connect to all workers."""
         infos = [self.plan.worker_init_info(index, init_info) for index in range(len(self.plan.workers))]
         ray.get([w.init_native_transfer.remote(info) for w, info in zip(self.plan.workers, infos, strict=True)])
 
@@ -85,16 +84,16 @@ class WorkerClient:
         ray.get([worker.start_native_update.remote() for worker in self.plan.workers])
 
     def update_weights(self, update_info: Any) -> None:
-        """Let all workers receive what comes next."""
+        """Let all workers receive the weights that `update_info` describes."""
         ray.get([worker.update_native.remote(update_info) for worker in self.plan.workers])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Put the weights to work as `version`."""
+        """Put the weights to use as policy `version`."""
         ray.get([worker.finish_weight_update.remote(self.version) for worker in self.plan.workers])
 
 
 class NativeSender:
-    """The sending side on one rank of the learner: made by `connect_weight_transfer`, used by `send_weights`."""
+    """The sending side on one rank of the learner: created by `connect_weight_transfer`, used by `send_weights`."""
 
     def __init__(
         self,
@@ -103,13 +102,13 @@ class NativeSender:
         metadata: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
         tensors: Callable[[], Iterable[tuple[str, torch.Tensor]]],
     ) -> None:
-        """Join the workers; all ranks call this at the same time.
+        """Connect to the workers; all ranks call this at the same time.
 
         Args:
-            plan: whom to join.
-            rank: of this process in the learner; rank 0 sends, the others take part in the gathering.
+            plan: the workers to connect to.
+            rank: rank of this process in the learner; rank 0 sends, the others take part in gathering the weights.
             metadata: name, dtype and full shape of every parameter, in the order of `tensors`.
-            tensors: a fresh pass over the full parameters, on the GPU.
+            tensors: starts a new pass over the full parameters, on the GPU.
         """
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
@@ -120,48 +119,43 @@ class NativeSender:
         )
 
     def send(self, version: PolicyVersion) -> None:
-        """One whole update, as policy `version`; all ranks call this at the same time."""
+        """Send all weights as policy `version`; all ranks call this at the same time."""
         self._client.version = version
         self._engine.send_weights()
 
-    def close(self) -> None:
-        """Leave the workers."""
-        self._engine.shutdown()
-
 
 class NativeChannel:
-    """Tells the learner when to send, and joins it to the workers when they have changed."""
+    """Tells the learner when to send, and connects it to the workers when their set has changed."""
 
-    def __init__(self, config: RolloutConfig) -> None:
+    def __init__(self, config: RolloutConfig, kind: Literal["nccl", "ipc"]) -> None:
         """
         Raises:
             NativeTransferUnavailable: the workers have no GPU.
         """
-        kind = config.weights.kind
         if config.workers.gpus == 0:
             raise NativeTransferUnavailable(
-                f"rollout.weights.kind is {kind!r} and rollout.workers.gpus is 0; it moves weights between GPUs only. "
+                f"rollout.weights.kind is {kind!r} and rollout.workers.gpus is 0; it transfers weights between GPUs only. "
                 "Use kind: object_store, or give the rollout workers (and the learner) GPUs"
             )
-        self._config = config
-        self._joined: tuple[str, ...] = ()
+        self._config, self._kind = config, kind
+        self._connected: tuple[str, ...] = ()
 
     async def send(
-        self, learner: PublishingLearner, workers: Mapping[str, ActorHandle], version: PolicyVersion
+        self, learner: WeightSender, workers: Mapping[str, ActorHandle], version: PolicyVersion
     ) -> dict[str, Exception]:
-        """See `WeightChannel.send`. Fails as a whole; after an error the next call joins anew."""
+        """See `WeightChannel.send`. All workers fail together; after an error the next call connects again."""
         async with asyncio.timeout(self._config.weights.timeout_s):
-            if self._joined != tuple(workers):
-                await self._join(learner, workers)
-            joined, self._joined = self._joined, ()
+            if self._connected != tuple(workers):
+                await self._connect(learner, workers)
+            connected, self._connected = self._connected, ()
             await asyncio.gather(*(rank.send_weights.remote(version) for rank in learner.ranks))
-            self._joined = joined
+            self._connected = connected
         return {}
 
-    async def _join(self, learner: PublishingLearner, workers: Mapping[str, ActorHandle]) -> None:
+    async def _connect(self, learner: WeightSender, workers: Mapping[str, ActorHandle]) -> None:
         address, port = await learner.ranks[0].rendezvous.remote()
         plan = TransferPlan(
-            self._config.weights.kind,
+            self._kind,
             tuple(workers.values()),
             self._config.tensor_parallel,
             address,
@@ -169,7 +163,7 @@ class NativeChannel:
             int(self._config.weights.bucket_mb * (1 << 20)),
         )
         await asyncio.gather(*(rank.connect_weight_transfer.remote(plan) for rank in learner.ranks))
-        self._joined = tuple(workers)
+        self._connected = tuple(workers)
 
 
 def _weight_source(

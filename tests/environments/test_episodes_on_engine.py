@@ -96,7 +96,7 @@ def test_without_an_environment_it_is_the_pool(play, ask, pool):
     sent = {request.id: request for request in requests}
     assert all(rollout.request is sent[rollout.id] for rollout in rollouts), "no request is copied"
     assert all(rollout.turns == () and rollout.sampled_mask.all() and len(rollout) <= 24 for rollout in rollouts)
-    assert all(member.load == 0 for member in pool.members)
+    assert all(member.load == 0 for member in pool.workers)
 
 
 def test_advantages_are_those_of_the_episode_without_its_holes(episodes):

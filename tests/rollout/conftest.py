@@ -30,7 +30,7 @@ BUCKET_BYTES = 20_000
 
 
 class TorchLearner:
-    """A rank that publishes a Hugging Face model as it is: the oracle."""
+    """A rank that sends a Hugging Face model as it is: the oracle."""
 
     def __init__(self, folder: str, sends: bool) -> None:
         torch.set_num_threads(1)
@@ -98,7 +98,7 @@ class RunningPool:
         assert len(rollouts) == len(requests)
         return {rollout.id: rollout for rollout in rollouts}
 
-    def publish(self, version: int, learner: LearnerRanks) -> list[str]:
+    def sync_weights(self, version: int, learner: LearnerRanks) -> list[str]:
         return asyncio.run(self.pool.sync_weights(version, learner))
 
 

@@ -29,7 +29,7 @@ BUCKET_BYTES = 4096
 
 
 class AdapterLearner:
-    """A rank that publishes the adapters of a Hugging Face model."""
+    """A rank that sends the adapters of a Hugging Face model."""
 
     def __init__(self, folder: str, lora: LoraConfig) -> None:
         torch.set_num_threads(1)
@@ -58,7 +58,7 @@ class AdapterLearner:
 
 
 class OneRank:
-    """As the channel and the publisher see a learner."""
+    """A learner with one rank (`WeightSender`)."""
 
     def __init__(self, rank: ActorHandle) -> None:
         self.ranks = (rank,)
@@ -91,7 +91,7 @@ def difference(pool: RolloutPool, learner: OneRank) -> float:
     """Largest |Δ logprob| between engine and learner, on other tokens than the publication's probe."""
     tokens = np.random.default_rng(99).integers(0, 64, 100, dtype=np.int32)
     engine, expected = ray.get(
-        [pool.members[0].actor.probe.remote(tokens), learner.ranks[0].probe_logprobs.remote(tokens)]
+        [pool.workers[0].actor.probe.remote(tokens), learner.ranks[0].probe_logprobs.remote(tokens)]
     )
     return float(np.abs(engine - expected).max())
 
@@ -104,7 +104,7 @@ def test_oracle_24_of_adapters(pool, learner):
         assert difference(pool, learner) > 0.1
         assert asyncio.run(pool.sync_weights(version, learner)) == ["rollout-0"]
         assert difference(pool, learner) <= 1e-5
-        assert ray.get(pool.members[0].actor.version.remote()) == version
+        assert ray.get(pool.workers[0].actor.version.remote()) == version
     # Two layers of 7 matrices; rank 4 beside a width of 64.
     assert 0 < ray.get(learner.ranks[0].bytes_sent.remote()) < 40_000
 
@@ -121,6 +121,6 @@ def test_a_folder_replaces_base_and_adapter_and_no_adapter_fits_it_afterwards(po
     with torch.no_grad():
         logprobs = other(torch.from_numpy(tokens).long()[None]).logits[0, :-1].log_softmax(-1)
     expected = logprobs.gather(1, torch.from_numpy(tokens).long()[1:, None])[:, 0].numpy()
-    np.testing.assert_allclose(ray.get(pool.members[0].actor.probe.remote(tokens)), expected, atol=1e-5)
+    np.testing.assert_allclose(ray.get(pool.workers[0].actor.probe.remote(tokens)), expected, atol=1e-5)
     with pytest.raises(NoWorkerLeft, match="whose base was replaced by a folder's weights"):
         asyncio.run(pool.sync_weights(10, learner))

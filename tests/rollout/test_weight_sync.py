@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("restore")
 def _difference(running: RunningPool, learner: LearnerRanks, length: int = 100) -> float:
     """Largest |Δ logprob| between engine and learner, on other tokens than the publication's probe."""
     tokens = np.random.default_rng(99).integers(0, 64, length, dtype=np.int32)
-    engine = ray.get(running.pool.members[0].actor.probe.remote(tokens))
+    engine = ray.get(running.pool.workers[0].actor.probe.remote(tokens))
     return float(np.abs(engine - learner.call("probe_logprobs", tokens)).max())
 
 
@@ -45,7 +45,7 @@ def test_engine_and_learner_agree_after_every_publication(
         after = one_worker.generate(requests_for(4))
         assert all(set(rollout.versions) == {version} for rollout in after.values())
         assert any(not np.array_equal(after[id].token_ids, before[id].token_ids) for id in after)
-        assert ray.get(one_worker.pool.members[0].actor.version.remote()) == version
+        assert ray.get(one_worker.pool.workers[0].actor.version.remote()) == version
 
 
 def test_a_worker_that_disagrees_is_not_used_until_it_agrees(
@@ -55,7 +55,7 @@ def test_a_worker_that_disagrees_is_not_used_until_it_agrees(
     learner.call("misbehave", error=0.01)
     with pytest.raises(NoWorkerLeft, match=r"rollout-0 is stale \(its log-probabilities on the probe differ"):
         one_worker.sync_weights(1, learner)
-    assert one_worker.events[-1].kind == "stale" and one_worker.pool.members[0].state is State.STALE
+    assert one_worker.events[-1].kind == "stale" and one_worker.pool.workers[0].state is State.STALE
     with pytest.raises(NoWorkerLeft, match="4 requests wait and no rollout worker can take them: rollout-0 is stale"):
         one_worker.generate(requests_for(4))
     learner.call("misbehave")
@@ -70,7 +70,7 @@ def test_a_publication_cut_off_leaves_no_way_to_the_torn_weights(
     learner.call("misbehave", fail_after=3)
     with pytest.raises(RuntimeError, match="interrupted on purpose"):
         one_worker.sync_weights(1, learner)
-    [member] = one_worker.pool.members
+    [member] = one_worker.pool.workers
     assert member.state is State.STALE and "interrupted on purpose" in member.cause
     with pytest.raises(TornWeights):  # even for whoever asks the worker behind the pool's back
         ray.get(member.actor.probe.remote(np.zeros(4, dtype=np.int32)))
@@ -129,7 +129,7 @@ def test_weights_outside_an_update_are_refused(one_worker: RunningPool) -> None:
     import torch
 
     bucket = next(pack([("model.norm.weight", torch.zeros(64))], 1000))
-    actor = one_worker.pool.members[0].actor
+    actor = one_worker.pool.workers[0].actor
     with pytest.raises(RuntimeError, match="call start_weight_update first"):
         ray.get(actor.update_weights.remote(bucket))
     with pytest.raises(RuntimeError, match="without start_weight_update"):

@@ -42,7 +42,7 @@ def test_a_killed_workers_requests_are_answered_by_the_other(
 ) -> None:
     requests = requests_for(64)
     control = two_workers.generate(requests, _LONG)
-    first, second = two_workers.pool.members
+    first, second = two_workers.pool.workers
     seen_loads = []
 
     async def generate_and_kill() -> list[Rollout]:
@@ -72,11 +72,11 @@ def test_an_engine_that_fails_in_a_living_process_is_a_dead_worker(
     two_workers: RunningPool, requests_for: Requests
 ) -> None:
     """With nobody left, the error names what became of each."""
-    [survivor] = [member for member in two_workers.pool.members if member.state is State.READY]
+    [survivor] = [member for member in two_workers.pool.workers if member.state is State.READY]
     ray.get(survivor.actor.__ray_call__.remote(_spoil_a_layer))
     assert ray.get(survivor.actor.version.remote()) == 1  # the process answers
-    [wrong] = asyncio.run(two_workers.pool.health()).values()
-    assert isinstance(wrong, EngineFailed)
+    with pytest.raises(EngineFailed):
+        ray.get(survivor.actor.probe.remote(np.zeros(2, dtype=np.int32)))
     with pytest.raises(NoWorkerLeft, match=r"rollout-0 is dead \(EngineFailed: .*rollout-1 is dead \(Actor\w+Error"):
         two_workers.generate(requests_for(8))
 
