@@ -152,7 +152,7 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch, stop: Stop
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
-    from rlhf_ray.stages.trainer import StageTrainer
+    from rlhf_ray.stages.ray_train import StageTrainer
 
     workers = job.config.learner.workers
     environment = {**({} if workers.gpus else {"DS_ACCELERATOR": "cpu"}), **workers.process_environment}
