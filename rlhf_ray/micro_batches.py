@@ -1,42 +1,37 @@
-"""Who computes what: sequences to ranks and micro-batches. Pure; any plan gives the same loss, only speed differs.
+"""Assigns sequences to ranks and micro-batches. Pure; every plan gives the same loss, and only the speed differs.
 
-Invariants: every sequence is in exactly one micro-batch; all ranks have the same number of micro-batches (an empty one where a
-rank has less to do), because sharded parameters make every forward and backward pass a collective operation.
+Invariants: every sequence is in exactly one micro-batch; all ranks have the same number of micro-batches (some of them empty
+where a rank has less work), because sharded parameters make every forward and backward pass a collective operation.
 """
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 
 import numpy as np
 
 from rlhf_ray.batch import segments
 
 OVERHEAD = 1 / 32
-"""What a micro-batch costs beside its tokens, as a share of the budget: 256 of 8192, more than a CPU's 100, less than a GPU's."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`micro_batches[rank][step]` are the indices of the sequences that a rank computes in a step, longest elements first."""
-
-    micro_batches: tuple[tuple[np.ndarray, ...], ...]
+"""Fixed cost of a micro-batch as a share of the token budget: 256 of 8192 tokens, between a CPU's (100) and a GPU's."""
 
 
 def plan_micro_batches(
     lengths: np.ndarray, ranks: int, token_budget: int, elements: np.ndarray | None = None, packing: bool = False
-) -> Plan:
-    """Balance sequences over ranks by tokens, then cut each rank's into micro-batches.
+) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Balance sequences over ranks by tokens, then cut each rank's sequences into micro-batches.
 
     Args:
         lengths: int64 [B], tokens of each sequence.
         ranks: number of data-parallel ranks.
-        token_budget: most tokens, padding included, of one micro-batch; one element may exceed it alone.
-        elements: int64 [E], how many consecutive sequences each element has, which stay together (a pair, a ranking);
-            None: every sequence is one.
-        packing: of sequences without padding, as few micro-batches as there can be; else of sequences of similar lengths,
-            with as little padding as pays.
+        token_budget: most tokens of one micro-batch, padding included; a larger element has a micro-batch of its own.
+        elements: int64 [E], number of consecutive sequences of each element (a pair, a ranking), which stay together;
+            None: every sequence is an element.
+        packing: sequences are packed without padding, so as few micro-batches as possible are planned. Otherwise sequences of
+            similar length are padded together.
+
+    Returns:
+        `plan[rank][step]`: int64 indices of the sequences that a rank computes in a step, longest elements first.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     sizes = np.ones(len(lengths), dtype=np.int64) if elements is None else elements
@@ -49,11 +44,11 @@ def plan_micro_batches(
         per_rank = [_cut(shard, longest, sizes, token_budget) for shard in shards]
     steps = max(len(cuts) for cuts in per_rank)
     empty = np.zeros(0, dtype=np.int64)
-    return Plan(tuple(tuple(segments(sizes, c) for c in cuts) + (empty,) * (steps - len(cuts)) for cuts in per_rank))
+    return tuple(tuple(segments(sizes, c) for c in cuts) + (empty,) * (steps - len(cuts)) for cuts in per_rank)
 
 
 def _balance(totals: np.ndarray, ranks: int) -> list[np.ndarray]:
-    """Longest-processing-time rule: each element, longest first, to the rank with the fewest tokens so far."""
+    """Longest-processing-time rule: assign each element, longest first, to the rank with the fewest tokens so far."""
     if ranks == 1:
         return [np.argsort(-totals, kind="stable")]
     shards: list[list[int]] = [[] for _ in range(ranks)]
@@ -66,7 +61,7 @@ def _balance(totals: np.ndarray, ranks: int) -> list[np.ndarray]:
 
 
 def _fill(shard: np.ndarray, totals: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Elements, longest first, each where it leaves the least room (best-fit decreasing: at most 11/9 of the fewest bins + 1)."""
+    """Best-fit decreasing: put each element, longest first, where it leaves the least room (at most 11/9 · optimum + 1 bins)."""
     bins: list[list[int]] = []
     room = np.zeros(0, dtype=np.int64)
     for element in shard[np.argsort(-totals[shard], kind="stable")]:
@@ -83,9 +78,9 @@ def _fill(shard: np.ndarray, totals: np.ndarray, token_budget: int) -> list[np.n
 
 
 def _cut(shard: np.ndarray, longest: np.ndarray, sizes: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Consecutive elements, longest first, each cut at most `token_budget` padded tokens; no cut at other places costs less.
+    """Cut the elements, longest first, into micro-batches of at most `token_budget` padded tokens, at the lowest total cost.
 
-    Dynamic programming: the best cut of the first n elements is the best of the first m, and the elements m to n−1 as one.
+    Dynamic programming: the best cut of the first n elements is the best cut of the first m, then elements m to n−1 together.
     """
     shard = shard[np.argsort(-longest[shard], kind="stable")]
     widths = longest[shard]

@@ -28,7 +28,7 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, int, int, np.ndarray]:
 @given(problems())
 def test_every_sequence_once_and_elements_together(problem):
     lengths, ranks, budget, elements = problem
-    plan = plan_micro_batches(lengths, ranks, budget, elements).micro_batches
+    plan = plan_micro_batches(lengths, ranks, budget, elements)
     everything = np.concatenate([micro for rank in plan for micro in rank])
     assert sorted(everything.tolist()) == list(range(len(lengths)))
     number = np.repeat(np.arange(len(elements)), elements)
@@ -44,14 +44,14 @@ def test_every_sequence_once_and_elements_together(problem):
 def test_sequences_are_elements_by_themselves_unless_told_otherwise(problem):
     lengths, ranks, budget, _ = problem
     plans = [plan_micro_batches(lengths, ranks, budget, each) for each in (None, np.ones(len(lengths), dtype=np.int64))]
-    first, second = ([micro.tolist() for rank in plan.micro_batches for micro in rank] for plan in plans)
+    first, second = ([micro.tolist() for rank in plan for micro in rank] for plan in plans)
     assert first == second
 
 
 @given(problems())
 def test_all_ranks_have_as_many_micro_batches(problem):
     lengths, ranks, budget, elements = problem
-    plan = plan_micro_batches(lengths, ranks, budget, elements).micro_batches
+    plan = plan_micro_batches(lengths, ranks, budget, elements)
     assert len(plan) == ranks and len({len(rank) for rank in plan}) == 1
     fullest = max(sum(len(micro) > 0 for micro in rank) for rank in plan)
     assert len(plan[0]) == fullest, "a step in which no rank has anything to do"
@@ -61,7 +61,7 @@ def test_all_ranks_have_as_many_micro_batches(problem):
 def test_padded_tokens_stay_within_the_budget_unless_one_element_exceeds_it(problem):
     lengths, ranks, budget, elements = problem
     number = np.repeat(np.arange(len(elements)), elements)
-    for rank in plan_micro_batches(lengths, ranks, budget, elements).micro_batches:
+    for rank in plan_micro_batches(lengths, ranks, budget, elements):
         for micro in rank:
             padded = len(micro) * int(lengths[micro].max()) if len(micro) else 0
             assert padded <= budget or len(set(number[micro])) == 1
@@ -71,7 +71,7 @@ def test_padded_tokens_stay_within_the_budget_unless_one_element_exceeds_it(prob
 def test_packed_micro_batches_are_full(problem):
     """Nothing lost, elements together and in order, within the budget; no two of a rank would fit into one."""
     lengths, ranks, budget, elements = problem
-    plan = plan_micro_batches(lengths, ranks, budget, elements, packing=True).micro_batches
+    plan = plan_micro_batches(lengths, ranks, budget, elements, packing=True)
     everything = np.concatenate([micro for rank in plan for micro in rank])
     assert sorted(everything.tolist()) == list(range(len(lengths)))
     assert len({len(rank) for rank in plan}) == 1
@@ -90,7 +90,7 @@ def test_packed_micro_batches_are_full(problem):
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=9), BUDGET)
 def test_no_other_cut_of_the_sorted_sequences_costs_less(lengths, budget):
     """Padding and the overhead of each micro-batch together, against every way to cut."""
-    (plan,) = plan_micro_batches(np.asarray(lengths), 1, budget).micro_batches
+    (plan,) = plan_micro_batches(np.asarray(lengths), 1, budget)
     ordered = sorted(lengths, reverse=True)
 
     def cost(cuts: list[list[int]]) -> float:
@@ -113,7 +113,7 @@ def test_no_rank_has_more_than_the_mean_and_one_element(problem):
     totals = np.asarray([part.sum() for part in np.split(lengths, np.cumsum(elements)[:-1])])
     loads = [
         sum(int(lengths[micro].sum()) for micro in rank)
-        for rank in plan_micro_batches(lengths, ranks, budget, elements).micro_batches
+        for rank in plan_micro_batches(lengths, ranks, budget, elements)
     ]
     assert max(loads) <= lengths.sum() / ranks + totals.max()
     assert max(loads) - min(loads) <= totals.max(), (
@@ -123,14 +123,14 @@ def test_no_rank_has_more_than_the_mean_and_one_element(problem):
 
 @given(problems())
 def test_a_plan_is_a_function_of_its_arguments(problem):
-    first, second = (plan_micro_batches(*problem[:3], problem[3]).micro_batches for _ in range(2))
+    first, second = (plan_micro_batches(*problem[:3], problem[3]) for _ in range(2))
     assert [[micro.tolist() for micro in rank] for rank in first] == [
         [micro.tolist() for micro in rank] for rank in second
     ]
 
 
 def test_an_example_by_hand():
-    plan = plan_micro_batches(np.asarray([19, 50, 20, 40, 30]), ranks=2, token_budget=60).micro_batches
+    plan = plan_micro_batches(np.asarray([19, 50, 20, 40, 30]), ranks=2, token_budget=60)
     # Longest first to the emptier rank: 50 | 40, then 30 to the second, 20 to the first, and 19 to either (70 and 70).
     # One token of padding costs less than another micro-batch (60/32).
     assert [[micro.tolist() for micro in rank] for rank in plan] == [[[1], [2, 0]], [[3], [4]]]

@@ -19,6 +19,10 @@ from rlhf_ray.algorithms.statistics import Summary, summarise
 class Diagnostics:
     """Summaries that are added and moved field by field; subclasses are frozen dataclasses of `Summary`."""
 
+    def metrics(self) -> dict[str, float]:
+        """The figures that are recorded, by metric name. The default is none."""
+        return {}
+
     def __add__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
-"""`Learner`: one rank of a learner group, as a Ray actor. One class for policy, value model and discriminator.
+"""`Learner`: one rank of a learner group, as a Ray actor. Policy, value model and discriminator share the class.
 
-Invariant: whatever is collective under sharding (forward passes, steps, gathering weights, checkpoints) is called on all ranks
-in the same order; the group sees to that.
+Invariant: `LearnerGroup` makes calls that are collective under sharding (forward passes, steps, gathering weights, checkpoints)
+on all ranks in the same order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rlhf_ray.learner.objectives import Objective, discriminator_objective, poli
 from rlhf_ray.learner.sharded_model import ShardedModel, StepResult
 from rlhf_ray.learner.teacher import FrozenTeacher, load_teacher
 from rlhf_ray.models.heads import SequenceScores, TokenLogprobs, TokenValues
-from rlhf_ray.models.loading import load_causal_lm, load_reward_model, load_scalar_model
+from rlhf_ray.models.loading import Dtype, load_causal_lm, load_reward_model, load_scalar_model
 from rlhf_ray.models.lora import without_adapters
 from rlhf_ray.models.reward_heads import RewardHeads
 from rlhf_ray.runs.storage.folders import Manifest, fetch
@@ -38,29 +38,29 @@ from rlhf_ray.weights.native import NativeSender, TransferPlan
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """Everything a rank needs to know."""
+    """The specification of a learner, the same for all ranks."""
 
     role: Literal["policy", "value", "discriminator"]
     model: str
-    """Hugging Face folder that training starts from."""
+    """The Hugging Face folder that training starts from."""
     config: LearnerConfig
     algorithm: AlgorithmConfig
     temperature: float = 1.0
-    """Of sampling; the policy's log-probabilities are at the same one."""
+    """Sampling temperature. The policy's log-probabilities use the same temperature."""
     publish_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights that rollout workers receive."""
+    """The type of the weights that rollout workers receive."""
     seed: int = 0
-    """For a freshly initialised head, or adapters."""
+    """The seed of a new head or of adapters."""
     publish_adapters: bool = False
-    """Rollout workers have the base and receive the adapters alone."""
+    """Rollout workers hold the base model and receive the adapters only."""
     teacher: TeacherConfig | None = None
-    """Of the policy, with `mode: full_vocabulary`; its `model` is a folder."""
+    """The teacher of the policy with `mode: full_vocabulary`. Its `model` is a folder."""
     smoothing: float = 0.0
-    """Of the labels that a discriminator learns from."""
+    """Label smoothing of a discriminator."""
 
 
 class Learner:
-    """A rank: its share of the model, of every batch and of the optimizer."""
+    """One rank with its share of the model, of every batch and of the optimizer."""
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         teacher = spec.teacher and spec.teacher.model_copy(update={"model": fetch(spec.teacher.model)})
@@ -71,7 +71,7 @@ class Learner:
         deepspeed_engine.prepare_process(spec.config.workers.threads, self.use_gpu)
 
     def rendezvous(self) -> tuple[str, int]:
-        """Address and free port for the group's process world (asked of rank 0)."""
+        """This node's address and a free port for the group's torch.distributed world. Called on rank 0."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
@@ -85,20 +85,20 @@ class Learner:
             self.teacher = load_teacher(self.spec.teacher, self.spec.config, self.model.device)
 
     def evaluate(self, batch: Batch, micro_batches: list[np.ndarray], base: bool = False) -> np.ndarray:
-        """float32 [M], in the order of the micro-batches: log-probabilities (policy) or values (value) of the targets; of a
-        discriminator, whose sequences have one target, the last token, the score there.
+        """Evaluate the targets in the order of the micro-batches: float32 [M] (see `LearnerGroup.evaluate`).
 
-        `base`: of the model without its adapters.
+        Args:
+            base: evaluate the model without its adapters.
         """
         with without_adapters(self.model.hf_model) if base else nullcontext():
             return self.model.evaluate(batch, micro_batches, self._forward)
 
     def update(self, batch: Batch, micro_batches: list[np.ndarray], learning_rate: float, beta: float) -> StepResult:
-        """One optimizer step on this rank's share of a minibatch; `beta` is the coefficient of a KL term in the loss."""
+        """Take one optimizer step on this rank's share of a minibatch. `beta` is the coefficient of a KL term in the loss."""
         return self.model.step(batch, micro_batches, self._objective(beta), learning_rate)
 
     def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
-        """float32 [T−1]: log-probabilities, at temperature 1, of tokens 1… of one sequence."""
+        """Log-probabilities of tokens 1… of one sequence at temperature 1: float32 [T−1]."""
         mask = np.arange(len(token_ids)) > 0
         batch = pack_sequences([token_ids], [mask])
         policy = self.model.engine.module
@@ -109,7 +109,7 @@ class Learner:
             policy.temperature = temperature
 
     def weight_buckets(self, bucket_bytes: int) -> Iterator[WeightBucket]:
-        """Stream the weights; rank 0 yields them, the others take part in the gathering and yield nothing."""
+        """Stream the weights. Rank 0 yields them; the other ranks take part in gathering and yield nothing."""
         weights = self._published(bucket_bytes)
         if self.rank == 0:
             yield from pack(weights, bucket_bytes)
@@ -118,38 +118,38 @@ class Learner:
                 pass
 
     def connect_weight_transfer(self, plan: TransferPlan) -> None:
-        """Join the rollout workers by vLLM's own transfer engines (GPUs only); on all ranks at the same time."""
+        """Connect to the rollout workers by vLLM's transfer engines (GPUs only). Called on all ranks at the same time."""
         dtype = getattr(torch, self.spec.publish_dtype)
         metadata = [(name, dtype, shape) for name, shape in self.model.weight_shapes()]
         self.sender = NativeSender(plan, self.rank, metadata, lambda: self._published(plan.bucket_bytes))
 
     def send_weights(self, version: int) -> None:
-        """Send the weights to the workers joined by `connect_weight_transfer`; on all ranks at the same time."""
+        """Send the weights to the connected workers. Called on all ranks at the same time."""
         self.sender.send(version)
 
     def save_checkpoint(self, folder: str, steps: int) -> None:
-        """Write this rank's share of weights and optimizer state (DeepSpeed's format). `folder` is a path or a reference."""
+        """Write this rank's share of weights and optimizer state in DeepSpeed's format. `folder` is a path or a reference."""
         self.model.save_state(str(local(folder)), {"steps": steps})
 
     def load_checkpoint(self, folder: str) -> int:
-        """Read this rank's share; the number of optimizer steps behind it."""
+        """Read this rank's share; returns its number of optimizer steps."""
         return int(self.model.load_state(str(fetch_rank_files(folder, self.rank)))["steps"])
 
     def save_pretrained(self, folder: str) -> None:
-        """Write the model as a Hugging Face folder (rank 0; all ranks gather)."""
+        """Write the model as a Hugging Face folder on rank 0; all ranks gather."""
         local(folder).parent.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(local(folder), tokenizer_from=self.spec.model)
 
     def whereabouts(self) -> str:
-        """Whose working folders this rank sees."""
+        """Identifies the working folders that this rank sees."""
         return working_root_id()
 
     def put_share(self, folder: str) -> Manifest:
-        """Move what the ranks of this node wrote below a reference into the store."""
+        """Move the files that the ranks of this node wrote below a reference to the store."""
         return upload_rank_files(folder)
 
     def pid(self) -> int:
-        """Process id, for tests of faults."""
+        """The process id, for fault tests."""
         return os.getpid()
 
     def _published(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -159,14 +159,14 @@ class Learner:
 
     def _load(self) -> torch.nn.Module:
         model, seed, attention = self.spec.model, self.spec.seed, self.spec.config.attention
-        dtype = "bf16" if self.spec.config.precision == "bf16" else "fp32"
+        dtype: Dtype = "bf16" if self.spec.config.precision == "bf16" else "fp32"
         match self.spec.role:
             case "policy":
                 return TokenLogprobs(load_causal_lm(model, dtype, attention), self.spec.temperature)
             case "value":
                 return TokenValues(load_scalar_model(model, dtype, attention, seed))
             case "discriminator":
-                # A fresh head is as small as a reward model's: at first it says nothing of anybody.
+                # A new head is as small as a reward model's, so the first scores are close to 0.
                 return SequenceScores(load_reward_model(model, RewardHeads({"reward": 1.0}), dtype, attention, seed))
 
     def _objective(self, beta: float) -> Objective:

@@ -1,7 +1,7 @@
 """One model under DeepSpeed: configuration, creation, learning rate.
 
-Invariant: the gradient that DeepSpeed averages over ranks is made a sum again by the caller's scaling (see `ShardedModel`), and
-accumulation boundaries are set by hand, so the number of micro-batches is free in every step.
+Invariant: DeepSpeed averages gradients over ranks, and the caller scales the loss so that they are sums (see `ShardedModel`).
+Accumulation boundaries are set by hand, so each step may have any number of micro-batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhf_ray.models.lora import add_adapters
 
 
 def prepare_process(threads: int, use_gpu: bool) -> None:
-    """Environment that DeepSpeed reads when it is imported; call it first in a learner's process."""
+    """Set the environment that DeepSpeed reads when it is imported. Call this first in a learner's process."""
     if not use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -35,18 +35,18 @@ def join_group(rank: int, world_size: int, master: str, port: int, use_gpu: bool
 
 
 def join_initialised(use_gpu: bool) -> None:
-    """Let DeepSpeed join the torch.distributed world that the environment describes, or that exists (Ray Train's)."""
+    """Let DeepSpeed join the torch.distributed world that the environment describes, or that Ray Train has created."""
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
     if not use_gpu:
-        # An all-reduce for CPU inference that nothing here calls; compiling it would cost a minute and need Python's headers.
+        # Nothing here calls this all-reduce for CPU inference. Compiling it takes a minute and needs the Python headers.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
 
 
 def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
-    """The DeepSpeed JSON for a learner. Batch sizes are nominal: micro-batches are ours."""
+    """The DeepSpeed config of a learner. Its batch sizes are nominal, because this package plans the micro-batches."""
     sharding = config.sharding
     zero: dict[str, Any] = {"stage": sharding.zero_stage}
     if sharding.offload_optimizer:
@@ -58,7 +58,7 @@ def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        # Unsharded fp32 training in DeepSpeed clips without telling the norm; there `ShardedModel` clips.
+        # In unsharded fp32 training DeepSpeed clips without returning the norm, so `ShardedModel` clips instead.
         "gradient_clipping": 0.0 if clips_itself(config) else config.optimizer.max_grad_norm,
         "bf16": {"enabled": config.precision == "bf16"},
         "steps_per_print": 1 << 62,
@@ -69,12 +69,12 @@ def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
 
 
 def clips_itself(config: LearnerConfig) -> bool:
-    """Whether gradients are plain, complete tensors after the backward pass, to be clipped by PyTorch."""
+    """Whether `ShardedModel` clips with PyTorch, because gradients are complete tensors after the backward pass."""
     return config.sharding.zero_stage == 0 and config.precision != "bf16"
 
 
 def build(load: Callable[[], nn.Module], config: LearnerConfig, seed: int = 0) -> Any:
-    """Load a model (sharded while it loads under ZeRO 3), with adapters where the config has them, in a DeepSpeed engine."""
+    """Load a model, sharded while it loads under ZeRO 3, add the configured adapters, and wrap it in a DeepSpeed engine."""
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -92,7 +92,7 @@ def build(load: Callable[[], nn.Module], config: LearnerConfig, seed: int = 0) -
 
 
 def _optimizer(module: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only. Offloaded state needs DeepSpeed's CPU kernel."""
+    """AdamW with weight decay on matrices only. Offloaded optimizer state needs DeepSpeed's CPU kernel."""
     settings = config.optimizer
     groups = [
         {"params": [p for p in _trained(module) if _ndim(p) >= 2], "weight_decay": settings.weight_decay},
@@ -112,12 +112,12 @@ def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _ndim(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole parameter; a ZeRO-3 shard is flat."""
+    """The number of dimensions of the whole parameter. (A ZeRO-3 shard is flat.)"""
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then the schedule."""
+    """The learning rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then the schedule."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))

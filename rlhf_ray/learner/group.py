@@ -1,7 +1,7 @@
 """`LearnerGroup`: the ranks of one learner as one object for the driver.
 
-Invariants: a result comes back in the order of the batch it was asked for, whatever the plan; every call is made on all ranks,
-because sharding makes them collective; a group's optimizer step number counts the steps that were applied.
+Invariants: results are in the order of the given batch for any plan; every call is made on all ranks, because sharding makes
+the calls collective; `steps` counts the optimizer steps that were applied.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ray.actor import ActorHandle
 from rlhf_ray.batch import Batch
 from rlhf_ray.learner.actor import Learner, LearnerSpec
 from rlhf_ray.learner.sharded_model import StepResult
-from rlhf_ray.micro_batches import Plan, plan_micro_batches
+from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.runs.storage.location import is_uri, portable
 from rlhf_ray.runs.storage.rank_files import fetch_uploaded_files, record_remote_files, working_root_id
 
 
 class LearnerGroup:
-    """Any number of `Learner` ranks that train one model."""
+    """One or more `Learner` ranks that train one model."""
 
     def __init__(self, ranks: Sequence[ActorHandle], spec: LearnerSpec) -> None:
         self.ranks = tuple(ranks)
@@ -36,7 +36,7 @@ class LearnerGroup:
 
     @classmethod
     async def start(cls, spec: LearnerSpec, options: Callable[[int], dict[str, Any]]) -> LearnerGroup:
-        """Start the ranks, join them, load and shard the model."""
+        """Start the ranks, connect them, load and shard the model."""
         count = spec.config.workers.count
         actor = ray.remote(Learner)
         ranks = [
@@ -48,32 +48,39 @@ class LearnerGroup:
         return cls(ranks, spec)
 
     async def evaluate(self, batch: Batch, base: bool = False) -> np.ndarray:
-        """float32 [M] in the batch's order: log-probabilities (policy), values (value model) or scores (discriminator, whose
-        sequences have one target, the last token) of its targets.
+        """Evaluate the targets of a batch, in the batch's order: float32 [M].
 
-        `base`: of the model without its adapters, which it was before training.
+        The result holds log-probabilities (policy), values (value model) or scores (discriminator, whose sequences have one
+        target, the last token).
+
+        Args:
+            base: evaluate the model without its adapters, as it was before training.
         """
-        results = await self._on_shards(batch, lambda rank, *shard: rank.evaluate.remote(*shard, base))
-        order = np.concatenate([np.concatenate(micro) for micro in self._plan(batch).micro_batches])
+        plan = self._plan(batch)
+        results = await self._on_shards(batch, plan, lambda rank, *shard: rank.evaluate.remote(*shard, base))
+        order = np.concatenate([np.concatenate(micro) for micro in plan])
         return batch.scatter(order, np.concatenate(results))
 
     async def update(self, batch: Batch, learning_rate: float, beta: float = 0.0) -> StepResult:
-        """One optimizer step over the whole batch.
+        """Take one optimizer step over the whole batch.
 
         Raises:
-            NonFiniteLoss: the step was refused; the weights are those of before it.
+            NonFiniteLoss: the step was refused, and the weights are unchanged.
         """
-        results = await self._on_shards(batch, lambda rank, *shard: rank.update.remote(*shard, learning_rate, beta))
+        plan = self._plan(batch)
+        results = await self._on_shards(
+            batch, plan, lambda rank, *shard: rank.update.remote(*shard, learning_rate, beta)
+        )
         self.steps += 1
         return results[0]
 
     async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
-        """float32 [T−1]: log-probabilities of tokens 1… of one sequence, for comparing engines."""
+        """Log-probabilities of tokens 1… of one sequence, float32 [T−1], to compare with a rollout engine's."""
         results = await asyncio.gather(*(rank.probe_logprobs.remote(token_ids) for rank in self.ranks))
         return results[0]
 
     async def save_checkpoint(self, folder: Path) -> None:
-        """Every rank writes its share below `folder`; what lies on other nodes then is in the store, and noted."""
+        """Let every rank write its share below `folder`; shares on other nodes go to the store."""
         reference = portable(folder)
         await asyncio.gather(*(rank.save_checkpoint.remote(reference, self.steps) for rank in self.ranks))
         if is_uri(reference):
@@ -82,7 +89,7 @@ class LearnerGroup:
                 record_remote_files(folder, functools.reduce(operator.or_, shares))
 
     async def load_checkpoint(self, folder: Path) -> None:
-        """Every rank reads its share; all must succeed."""
+        """Let every rank read its share; all of them must succeed."""
         steps = await asyncio.gather(*(rank.load_checkpoint.remote(portable(folder)) for rank in self.ranks))
         self.steps = steps[0]
 
@@ -94,38 +101,40 @@ class LearnerGroup:
             await asyncio.to_thread(fetch_uploaded_files, folder, await self.ranks[0].put_share.remote(reference))
 
     async def _elsewhere(self) -> list[ActorHandle]:
-        """A rank for each node but the driver's."""
+        """One rank for each node other than the driver's."""
         places = await asyncio.gather(*(rank.whereabouts.remote() for rank in self.ranks))
         first = {place: rank for place, rank in reversed(list(zip(places, self.ranks, strict=True)))}
         first.pop(working_root_id(), None)
         return list(first.values())
 
     def close(self) -> None:
+        """Kill the ranks."""
         for rank in self.ranks:
             ray.kill(rank)
 
-    def _plan(self, batch: Batch) -> Plan:
+    def _plan(self, batch: Batch) -> tuple[tuple[np.ndarray, ...], ...]:
         config = self.spec.config
         return plan_micro_batches(batch.lengths, len(self.ranks), config.micro_batch_tokens, packing=config.packing)
 
-    async def _on_shards(self, batch: Batch, call: Callable[..., ObjectRef]) -> list[Any]:
-        """`call(rank, shard, its micro-batches)` on every rank."""
-        shards = self._plan(batch).micro_batches
+    async def _on_shards(
+        self, batch: Batch, plan: Sequence[Sequence[np.ndarray]], call: Callable[..., ObjectRef]
+    ) -> list[Any]:
+        """Make `call(rank, shard, micro-batches of the shard)` for every rank; returns the results by rank."""
         calls = (
             call(rank, batch.select(np.concatenate(micro)), _local(micro))
-            for rank, micro in zip(self.ranks, shards, strict=True)
+            for rank, micro in zip(self.ranks, plan, strict=True)
         )
         return await asyncio.gather(*calls)
 
 
 def _local(micro_batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A rank gets its sequences in the order of its micro-batches: their indices become consecutive."""
+    """Indices into a rank's own sequences, which are sent in the order of its micro-batches."""
     ends = np.cumsum([len(m) for m in micro_batches])
     return [np.arange(end - len(m), end) for m, end in zip(micro_batches, ends, strict=True)]
 
 
 def _with_env(options: dict[str, Any], spec: LearnerSpec) -> dict[str, Any]:
-    """DeepSpeed chooses its accelerator when it is imported: say so in the process's environment."""
+    """Add the variable from which DeepSpeed chooses its accelerator when it is imported."""
     if spec.config.workers.gpus > 0:
         return options
     env_vars = {"DS_ACCELERATOR": "cpu", **options["runtime_env"]["env_vars"]}

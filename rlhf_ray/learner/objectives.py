@@ -1,7 +1,7 @@
-"""The losses that learners minimise, on flat target columns. Pure but for the model's forward pass.
+"""The losses that learners minimise, on flat target columns. Pure functions, except for the model's forward pass.
 
-Invariant: every objective returns a part of Σ weights·loss that is *summed* over micro-batches and ranks, and diagnostics that
-add up the same way.
+Invariant: an objective returns the micro-batch's part of Σ weights·loss and its diagnostics; both are *summed* over
+micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +27,9 @@ Objective = Callable[[nn.Module, ModelInput, Batch], tuple[Tensor, Diagnostics]]
 
 def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTeacher | None = None) -> Objective:
     """The configured policy loss with its correction, minus the entropy bonus, plus the KL term (coefficient `beta`), plus
-    the KL of each token's whole distribution from a teacher's.
+    the KL of each token's whole distribution from the teacher's.
 
-    In a batch with demonstrations their tokens have a cross-entropy and nothing else.
+    The tokens of demonstrations in the batch have a cross-entropy loss only.
     """
     loss_kind = algorithm.loss_kind
     corrected = loss_kind.corrects_rollout_policy or algorithm.correction != "none"
@@ -42,7 +41,8 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTea
         else:
             logprobs, entropy, distance = model(inputs, entropy=True, teacher_logits=teacher.logits(inputs))
         column = _columns(batch, logprobs.device)
-        demonstrated = None if batch.ptx_weights is None else column("ptx_weights") > 0
+        ptx_weights = None if batch.ptx_weights is None else column("ptx_weights")
+        demonstrated = None if ptx_weights is None else ptx_weights > 0
         mask = torch.ones_like(logprobs, dtype=torch.bool) if demonstrated is None else ~demonstrated
         # Without old logprobs this pass *is* the old policy: the ratio is 1 and only its gradient matters.
         old = logprobs.detach() if batch.old_logprobs is None else column("old_logprobs")
@@ -64,18 +64,18 @@ def policy_objective(algorithm: AlgorithmConfig, beta: float, teacher: FrozenTea
         if (kl := algorithm.kl).placement == "loss":
             weigh_by = old if kl.importance_weighted else None
             loss = loss + beta * kl_loss(kl.used_estimator, logprobs, column("reference_logprobs"), mask, weigh_by)
-        if teacher is not None:
+        if teacher is not None and distance is not None:
             loss = loss + teacher.coefficient * distance
         total = weighted_sum(loss, column("weights"))
-        if demonstrated is not None:
-            total = total - weighted_sum(logprobs, column("ptx_weights"))
+        if ptx_weights is not None:
+            total = total - weighted_sum(logprobs, ptx_weights)
         return total, measure_policy(surrogate, logprobs, old, entropy, mask, correction, demonstrated, distance)
 
     return objective
 
 
 def value_objective(algorithm: AlgorithmConfig) -> Objective:
-    """The clipped value loss times its coefficient."""
+    """The clipped value loss, times its coefficient."""
 
     def objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
         values = model(inputs)
@@ -90,7 +90,7 @@ def value_objective(algorithm: AlgorithmConfig) -> Objective:
 
 
 def language_objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
-    """Cross-entropy of the targets: supervised fine-tuning."""
+    """Cross-entropy of the targets, for supervised fine-tuning."""
     logprobs, entropy = model(inputs, entropy=True)
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     weights = _columns(batch, logprobs.device)("weights")
@@ -99,19 +99,21 @@ def language_objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tu
 
 @dataclass(frozen=True)
 class LanguageDiagnostics(Diagnostics):
-    """Of supervised fine-tuning."""
+    """Diagnostics of supervised fine-tuning."""
 
     nll: Summary
     entropy: Summary
 
     def metrics(self) -> dict[str, float]:
-        """Nats per target token."""
+        """Both in nats per target token."""
         return {"loss": self.nll.mean, "entropy": self.entropy.mean}
 
 
 def _columns(batch: Batch, device: torch.device) -> Callable[[str], Tensor]:
+    """A function that moves a column of the batch to the device. An objective calls it once for each column that it reads."""
+
     def column(name: str) -> Tensor:
-        values: np.ndarray | None = getattr(batch, name)
+        values = getattr(batch, name)
         if values is None:
             raise ValueError(f"the batch has no column {name!r}, which this objective reads")
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -136,28 +138,29 @@ def _correction(algorithm: AlgorithmConfig, tokens: PolicyTokens) -> Tensor | No
 
 
 def discriminator_objective(smoothing: float) -> Objective:
-    """Binary cross-entropy, the labels of demonstrations smoothed (`discriminator_loss`)."""
+    """Binary cross-entropy; the labels of demonstrations are smoothed (`discriminator_loss`)."""
 
     def objective(model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
         logits = model(inputs)[:, 0]
-        demonstrated = torch.from_numpy(batch.labels[:, 0] > 0).to(logits.device)
+        column = _columns(batch, logits.device)
+        demonstrated = column("labels")[:, 0] > 0
         losses = discriminator_loss(logits, demonstrated, smoothing)
         right = discriminator_accuracy(logits, demonstrated)
         diagnostics = DiscriminatorDiagnostics(summarise(right, demonstrated), summarise(right, ~demonstrated))
-        return weighted_sum(losses, torch.from_numpy(batch.weights).to(losses)), diagnostics
+        return weighted_sum(losses, column("weights")), diagnostics
 
     return objective
 
 
 @dataclass(frozen=True)
 class DiscriminatorDiagnostics(Diagnostics):
-    """Of an update, before its step."""
+    """Diagnostics of a discriminator update, measured before the step."""
 
     demonstrations: Summary
-    """1 where one was taken for what it is, ½ where it could be either."""
+    """1 where a demonstration was recognised, ½ where the score is 0."""
     samples: Summary
 
     @property
     def accuracy(self) -> float:
-        """Of both sides, each counting half."""
+        """The mean accuracy of demonstrations and samples, each counting half."""
         return 0.5 * (self.demonstrations.mean + self.samples.mean)

@@ -1,9 +1,11 @@
-"""The losses of a reward model, for each kind of feedback. Pure but for the model's forward pass and `observe`.
+"""The losses of a reward model, for each kind of feedback. Pure, except for the model's forward pass and `observe`.
 
-A sequence's labels are (group, annotator, what was said): group and annotator are numbers, 0 where there is none that counts;
-what was said is (preference, margin) of a pair, (rank,) of a ranking, and a mark for each aspect, NaN where none was given.
-The weight of an element stands at its first sequence. Invariant: an element's loss reads its own sequences only and its weight
-is over the global minibatch, so the sum over micro-batches and ranks is the loss, however they are cut.
+The labels of a sequence are (group, annotator, feedback). Group and annotator are numbers, 0 for none. The feedback of a pair is
+(preference, margin), of a ranking (rank,), and of scores a rating for each aspect, NaN where none was given. The weight of an
+element is at its first sequence.
+
+Invariant: an element's loss depends on its own sequences only, and its weight is relative to the global minibatch, so the sum
+over micro-batches and ranks is the loss for every way to cut the batch.
 """
 
 from __future__ import annotations
@@ -40,63 +42,70 @@ from rlhf_ray.models.reward_heads import RewardHeads
 
 
 class RewardObjective:
-    """Loss and diagnostics of a micro-batch, by the kind configured."""
+    """Loss and diagnostics of a micro-batch, for the configured kind of feedback."""
 
     def __init__(self, config: RewardModelConfig, heads: RewardHeads, annotators: int = 0) -> None:
-        """`annotators`: how many there are numbers for, 1 to that; read where reliability is learned."""
+        """`annotators`: the highest annotator number; read only where reliability is learned."""
         self.config, self.heads = config, heads
-        settings = config.reliability
-        self.reliabilities = settings and Reliabilities.start(
-            annotators, settings.prior, settings.strength, settings.memory
-        )
+        self.reliabilities: Reliabilities | None = None
+        if (settings := config.reliability) is not None:
+            self.reliabilities = Reliabilities.start(annotators, settings.prior, settings.strength, settings.memory)
 
     def __call__(self, model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        rewards, deltas = self._rewards(model(inputs), batch)
-        term = {"pairs": self._pairs, "rankings": self._rankings, "scores": self._scores}[self.config.kind]
-        losses, diagnostics = term(rewards, batch)
+        assert batch.labels is not None and batch.weights is not None
+        sizes = batch.element_sizes
+        rewards, deltas = self._rewards(model(inputs), batch.labels)
+        losses, diagnostics = self._losses(rewards, batch.labels, sizes)
         if self.config.groups is not None:
-            losses = losses + self.config.groups.shrinkage * _element_means(deltas.square().sum(dim=1), batch)
-        starts = np.cumsum(batch.element_sizes) - batch.element_sizes
-        return weighted_sum(losses, torch.from_numpy(batch.weights[starts]).to(losses)), diagnostics
+            losses = losses + self.config.groups.shrinkage * _element_means(deltas.square().sum(dim=1), sizes)
+        weights = batch.weights[np.cumsum(sizes) - sizes]
+        return weighted_sum(losses, torch.from_numpy(weights).to(losses)), diagnostics
+
+    def _losses(self, rewards: Tensor, labels: np.ndarray, sizes: np.ndarray) -> tuple[Tensor, Diagnostics]:
+        """Losses [E] of the elements, whose numbers of sequences are `sizes`."""
+        if self.config.kind == "pairs":
+            return self._pairs(rewards, labels)
+        if self.config.kind == "rankings":
+            return self._rankings(rewards, labels, sizes)
+        return self._scores(rewards, labels)
 
     def observe(self, diagnostics: Diagnostics) -> None:
-        """Called after a training step with what the whole minibatch, of all ranks, gave: the M-step of reliability."""
-        if self.reliabilities is not None:
+        """The M-step of reliability, from the diagnostics of a training step's global minibatch."""
+        if self.reliabilities is not None and isinstance(diagnostics, ComparisonDiagnostics):
             self.reliabilities = self.reliabilities.after(diagnostics.meant)
 
-    def _rewards(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """r_0 + δ_g and δ_g of each sequence's group, both [b, aspects]; δ is 0 for group 0."""
+    def _rewards(self, outputs: Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """r_0 + δ_g and δ_g for the group of each sequence, both [b, aspects]; δ is 0 for group 0."""
         outputs = outputs.reshape(len(outputs), -1, len(self.heads.weights))
-        group = torch.from_numpy(batch.labels[:, GROUP].astype(np.int64)).to(outputs.device)
+        group = torch.from_numpy(labels[:, GROUP].astype(np.int64)).to(outputs.device)
         deltas = outputs[torch.arange(len(outputs), device=outputs.device), group]
         deltas = torch.where((group > 0)[:, None], deltas, torch.zeros_like(deltas))
         return outputs[:, 0] + deltas, deltas
 
-    def _pairs(self, rewards: Tensor, batch: Batch) -> tuple[Tensor, Diagnostics]:
+    def _pairs(self, rewards: Tensor, labels: np.ndarray) -> tuple[Tensor, Diagnostics]:
         first, second = rewards[0::2, 0], rewards[1::2, 0]
-        said = batch.labels[0::2]
-        preference, margin = (torch.from_numpy(said[:, column]).to(first) for column in (PREFERENCE, MARGIN))
-        reliability, meant = self._reliability(first - second, preference, said)
+        of_pairs = labels[0::2]
+        preference, margin = (torch.from_numpy(of_pairs[:, column]).to(first) for column in (PREFERENCE, MARGIN))
+        reliability, meant = self._reliability(first - second, preference, of_pairs[:, ANNOTATOR].astype(np.int64))
         losses = bradley_terry_loss(first, second, preference, self.config.margin * margin, reliability)
         losses = losses + self.config.centring * centring_penalty(first, second)
         return losses, _compare(losses, first - second, preference, meant)
 
     def _reliability(
-        self, difference: Tensor, preference: Tensor, said: np.ndarray
+        self, difference: Tensor, preference: Tensor, numbers: np.ndarray
     ) -> tuple[Tensor | None, MeantLabels]:
-        """η of each pair's annotator, the prior's for number 0, and the E-step for those with a number."""
+        """η of each pair's annotator (the prior for number 0), and the E-step for the annotators with a number."""
         if self.reliabilities is None:
-            return None, _NOBODY
-        numbers = said[:, ANNOTATOR].astype(np.int64)
+            return None, _NO_LABELS
         known = np.concatenate([[self.reliabilities.prior], self.reliabilities.values])
         reliability = torch.from_numpy(known[numbers]).to(difference)
         probability = probability_meant(difference.detach(), preference, reliability)
         annotator = torch.from_numpy(numbers).to(difference.device)
-        everybody = count_meant(probability, annotator, (2.0 * preference - 1.0).abs(), len(known))
-        return reliability, MeantLabels(everybody.meant[1:], everybody.labels[1:])
+        counts = count_meant(probability, annotator, (2.0 * preference - 1.0).abs(), len(known))
+        return reliability, MeantLabels(counts.meant[1:], counts.labels[1:])
 
-    def _rankings(self, rewards: Tensor, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        rewards, ranks, sizes = rewards[:, 0], batch.labels[:, RANK], batch.element_sizes
+    def _rankings(self, rewards: Tensor, labels: np.ndarray, sizes: np.ndarray) -> tuple[Tensor, Diagnostics]:
+        rewards, ranks = rewards[:, 0], labels[:, RANK]
         pairs = all_pairs(sizes)
         first, second = rewards[pairs.first], rewards[pairs.second]
         preference = torch.from_numpy(preference_of_ranks(ranks[pairs.first], ranks[pairs.second])).to(rewards)
@@ -105,37 +114,37 @@ class RewardObjective:
         else:
             losses = _RANKING_LOSSES[self.config.ranking_loss](rewards, ranks, sizes)
         losses = losses + self.config.centring * _mean_of_pairs(centring_penalty(first, second), pairs, len(sizes))
-        return losses, _compare(losses, first - second, preference, _NOBODY)
+        return losses, _compare(losses, first - second, preference, _NO_LABELS)
 
-    def _scores(self, rewards: Tensor, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        marks = torch.from_numpy(batch.labels[:, VALUES:]).to(rewards)
-        given = ~marks.isnan()
-        marks = torch.where(given, marks, torch.zeros_like(marks))
-        errors = torch.where(given, rewards - marks, torch.zeros_like(marks))
+    def _scores(self, rewards: Tensor, labels: np.ndarray) -> tuple[Tensor, Diagnostics]:
+        ratings = torch.from_numpy(labels[:, VALUES:]).to(rewards)
+        given = ~ratings.isnan()
+        ratings = torch.where(given, ratings, torch.zeros_like(ratings))
+        errors = torch.where(given, rewards - ratings, torch.zeros_like(ratings))
         losses = errors.square().sum(dim=1) / given.sum(dim=1).clamp(min=1)
         everything = torch.ones_like(losses, dtype=torch.bool)
         return losses, ScoreDiagnostics(
-            summarise(losses, everything), summarise(errors, given), summarise(marks, given)
+            summarise(losses, everything), summarise(errors, given), summarise(ratings, given)
         )
 
 
 _RANKING_LOSSES = {"plackett_luce": plackett_luce_loss, "choice": choice_loss}
-_NOBODY = MeantLabels(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
+_NO_LABELS = MeantLabels(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
 class ComparisonDiagnostics(Diagnostics):
-    """Of pairs and rankings."""
+    """Diagnostics of pairs and rankings."""
 
     loss: Summary
     correct: Summary
     margin: Summary
     meant: MeantLabels
-    """Of each annotator whose reliability is learned."""
+    """For each annotator whose reliability is learned."""
 
     def metrics(self) -> dict[str, float]:
-        """Loss per element; over compared responses of which one was said to be better: share ordered right, and the mean
-        difference of the better one's reward and the other's."""
+        """Mean loss of an element. For comparisons without ties also the share that is ordered correctly, and the mean margin
+        between the rewards of the better and the worse response."""
         compared = {"accuracy": self.correct.mean, "margin": self.margin.mean} if self.correct.count > 0 else {}
         labels = float(self.meant.labels.sum())
         meant = {"labels_meant": float(self.meant.meant.sum()) / labels} if labels else {}
@@ -144,23 +153,23 @@ class ComparisonDiagnostics(Diagnostics):
 
 @dataclass(frozen=True)
 class ScoreDiagnostics(Diagnostics):
-    """Of marks."""
+    """Diagnostics of scores."""
 
     loss: Summary
     error: Summary
-    mark: Summary
+    rating: Summary
 
     def metrics(self) -> dict[str, float]:
-        """Mean squared error in standard deviations of the training marks, and the share of the marks' variance explained."""
-        spread = self.mark.variance
+        """Mean squared error, with the training ratings scaled to std 1, and the explained share of the ratings' variance."""
+        spread = self.rating.variance
         explained = {"explained_variance": 1.0 - self.error.variance / spread} if spread > 0.0 else {}
         return {"loss": self.loss.mean, **explained}
 
 
 def _compare(losses: Tensor, difference: Tensor, preference: Tensor, meant: MeantLabels) -> ComparisonDiagnostics:
-    said = 2.0 * preference - 1.0
-    better = torch.sign(said) * difference
-    decided = said != 0
+    direction = 2.0 * preference - 1.0
+    better = torch.sign(direction) * difference
+    decided = direction != 0
     return ComparisonDiagnostics(
         summarise(losses, torch.ones_like(losses, dtype=torch.bool)),
         summarise(pair_accuracy(better, torch.zeros_like(better)), decided),
@@ -170,13 +179,12 @@ def _compare(losses: Tensor, difference: Tensor, preference: Tensor, meant: Mean
 
 
 def _mean_of_pairs(values: Tensor, pairs: Comparisons, elements: int) -> Tensor:
-    """[C] to [E]: the mean over each element's pairs."""
+    """The mean over each element's pairs: [C] to [E]."""
     element, share = torch.from_numpy(pairs.element).to(values.device), torch.from_numpy(pairs.share).to(values)
     return values.new_zeros(elements).index_add(0, element, share * values)
 
 
-def _element_means(values: Tensor, batch: Batch) -> Tensor:
-    """[b] to [E]."""
-    sizes = batch.element_sizes
+def _element_means(values: Tensor, sizes: np.ndarray) -> Tensor:
+    """The mean over each element's sequences: [b] to [E]."""
     element = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(values.device)
     return values.new_zeros(len(sizes)).index_add(0, element, values) / torch.from_numpy(sizes).to(values)

@@ -1,7 +1,7 @@
 """A model under DeepSpeed that evaluates and trains ragged batches in micro-batches.
 
-Invariants: the loss of an optimizer step is Σ weights·token loss over the whole minibatch of all ranks, whatever the ranks, the
-micro-batches and the ZeRO stage; a step whose loss is not finite is refused on every rank before it touches the weights.
+Invariants: the loss of an optimizer step is Σ weights·token loss over the minibatch of all ranks, for any number of ranks, any
+micro-batches and any ZeRO stage; a step whose loss is not finite is refused on every rank before it changes the weights.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from rlhf_ray.models.packing import enable_packing
 
 
 def gathered(weights: Sequence[Weight], bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and whole tensor of each; valid until the next is asked for.
+    """Yield the name and the whole tensor of each weight; a tensor is valid until the next one is requested.
 
     Args:
-        bucket_bytes: of parameters that are whole at a time, where ZeRO 3 shards them; more for a single larger tensor.
+        bucket_bytes: the size of the parameters that are gathered at a time under ZeRO 3; a larger tensor is gathered alone.
     """
     import deepspeed
 
@@ -57,24 +57,24 @@ def _chunks(weights: Sequence[Weight], bucket_bytes: int) -> Iterator[list[Weigh
 
 
 Compute = Callable[[nn.Module, ModelInput], torch.Tensor]
-"""A forward pass without gradient: float32 [m], or [b] for models that score whole sequences."""
+"""A forward pass without gradients: float32 [m], or [b] for models that score whole sequences."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did."""
+    """The result of one optimizer step."""
 
     loss: float
-    """Over the global minibatch."""
+    """The loss over the global minibatch."""
     grad_norm: float
-    """Global, before clipping."""
+    """The global gradient norm, before clipping."""
     learning_rate: float
     diagnostics: Diagnostics
-    """Of all ranks' sequences."""
+    """The diagnostics over the sequences of all ranks."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss of a step is NaN or infinite; the weights are those of before the step."""
+    """The loss of a step is NaN or infinite; the weights are unchanged."""
 
 
 class ShardedModel:
@@ -94,7 +94,7 @@ class ShardedModel:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, micro_batches: Sequence[np.ndarray], compute: Compute) -> np.ndarray:
-        """Results of all micro-batches, end to end, in their order; empty ones take part and give nothing."""
+        """The concatenated results of all micro-batches. Empty ones take part in the forward passes and add nothing."""
         results = []
         for indices in micro_batches:
             part = batch.select(indices) if len(indices) else _EMPTY
@@ -105,7 +105,7 @@ class ShardedModel:
 
     @torch.no_grad()
     def measure(self, batch: Batch, micro_batches: Sequence[np.ndarray], objective: Objective) -> Diagnostics:
-        """The diagnostics of an objective over all ranks' sequences, without a step."""
+        """Compute the diagnostics of an objective over the sequences of all ranks, without a step."""
         parts = []
         for indices in micro_batches:
             part = batch.select(indices) if len(indices) else _empty_like(batch)
@@ -117,10 +117,10 @@ class ShardedModel:
     def step(
         self, batch: Batch, micro_batches: Sequence[np.ndarray], objective: Objective, learning_rate: float
     ) -> StepResult:
-        """One optimizer step over a minibatch.
+        """Take one optimizer step over a minibatch.
 
         Raises:
-            NonFiniteLoss: on all ranks, if the loss of any is not finite.
+            NonFiniteLoss: on all ranks, if the loss of any rank is not finite.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts: list[Diagnostics] = []
@@ -128,7 +128,7 @@ class ShardedModel:
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
             part = batch.select(indices) if len(indices) else _empty_like(batch)
             loss, diagnostics = objective(self.engine, self.lay_out(part, self.device), part)
-            # DeepSpeed averages gradients over ranks; the weights already are global, so undo the mean.
+            # DeepSpeed averages gradients over ranks. The weights are relative to the global batch, so undo the mean.
             self.engine.backward(loss * self.world_size)
             total += loss.detach().double()
             if len(indices):
@@ -148,7 +148,7 @@ class ShardedModel:
             torch.distributed.barrier()
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: the same answer on all."""
+        """Whether the flag is set on any rank. All ranks get the same answer."""
         if self.world_size == 1:
             return flag
         vote = torch.tensor(float(flag), device=self.device)
@@ -156,26 +156,26 @@ class ShardedModel:
         return vote.item() > 0
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Name and full shape of every tensor, in the order of `named_weights`."""
+        """The name and full shape of every tensor, in the order of `named_weights`."""
         return [(weight.name, weight.shape) for weight in weights_of(self.hf_model)]
 
     def named_weights(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Hugging Face name and full tensor of all weights, adapters merged; on all ranks, gathered a bucket at a time."""
+        """Yield the Hugging Face name and full tensor of all weights, adapters merged. All ranks gather a bucket at a time."""
         return gathered(weights_of(self.hf_model), bucket_bytes)
 
     def named_adapters(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """The same of the adapters alone, by the names that they have in an adapter's folder."""
+        """Yield the name and full tensor of the adapters only, with the names of an adapter folder."""
         return gathered(adapter_weights(self.hf_model), bucket_bytes)
 
     def save_pretrained(self, folder: Path, tokenizer_from: str) -> None:
-        """Write a Hugging Face folder from rank 0, a model with adapters merged and in `adapter`, too; all ranks gather."""
+        """Write a Hugging Face folder on rank 0; all ranks gather. Adapters are merged, and also written to `adapter`."""
         adapters = self._on_rank_0(self.named_adapters(_SAVING_BYTES)) if self.config.lora else {}
         weights = self._on_rank_0(self.named_weights(_SAVING_BYTES))
         if self.rank == 0:
             save_pretrained(self.hf_model, weights, folder, tokenizer_from, adapters)
 
     def save_state(self, folder: str, client_state: dict[str, Any]) -> None:
-        """Write this rank's share of weights (of a model with adapters: of them alone) and optimizer state."""
+        """Write this rank's share of the weights (only the adapters, if there are some) and of the optimizer state."""
         self.engine.save_checkpoint(
             folder,
             tag="state",
@@ -185,10 +185,10 @@ class ShardedModel:
         )
 
     def load_state(self, folder: str) -> dict[str, Any]:
-        """Read this rank's share; what was given to `save_state` beside it.
+        """Read this rank's share; returns the client state that `save_state` was given.
 
         Raises:
-            RuntimeError: nothing was loaded, which DeepSpeed itself may pass over in silence.
+            RuntimeError: nothing was loaded, which DeepSpeed itself may ignore.
         """
         path, client_state = None, {}
         if (Path(folder) / "state").is_dir():
@@ -196,11 +196,11 @@ class ShardedModel:
                 folder, tag="state", load_module_strict=self.config.lora is None
             )
         if path is None:
-            raise RuntimeError(f"rank {self.rank} found no state of the learner below {folder!r}")
+            raise RuntimeError(f"rank {self.rank} found no learner state in {folder!r}")
         return client_state
 
     def _on_rank_0(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Copies on the CPU; nothing on the other ranks, which take part."""
+        """Copies of the tensors on the CPU of rank 0. The other ranks take part in gathering and get nothing."""
         kept = {}
         for name, tensor in tensors:
             if self.rank == 0:
@@ -208,8 +208,9 @@ class ShardedModel:
         return kept
 
     def _over_ranks(self, diagnostics: Diagnostics | None) -> Diagnostics:
-        """Add up; a rank without sequences gives None."""
+        """Sum the diagnostics over ranks; a rank without sequences passes None."""
         if self.world_size == 1:
+            assert diagnostics is not None
             return diagnostics.cpu()
         gathered: list[Diagnostics | None] = [None] * self.world_size
         torch.distributed.all_gather_object(gathered, None if diagnostics is None else diagnostics.cpu())
@@ -219,26 +220,26 @@ class ShardedModel:
         return torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.config.optimizer.max_grad_norm)
 
     def _vote(self, loss: torch.Tensor) -> None:
-        """Sum the loss over ranks in place; refuse the step everywhere if it is not finite anywhere."""
+        """Sum the loss over ranks in place; refuse the step on all ranks if the loss of any rank is not finite."""
         if self.world_size > 1:
             torch.distributed.all_reduce(loss)
         if not torch.isfinite(loss):
             self.engine.zero_grad()
             raise NonFiniteLoss(
-                f"the loss is {loss.item()}, so the step was refused and the weights are those of before it; look for "
-                "non-finite rewards or advantages in the last metrics, or lower optimizer.learning_rate"
+                f"the loss is {loss.item()}, so the step was refused and the weights are unchanged; look for non-finite "
+                "rewards or advantages in the last metrics, or lower optimizer.learning_rate"
             )
 
 
 _SAVING_BYTES = 1 << 30
-"""Of parameters that are whole on every rank at a time while a model is saved."""
+"""The size of the parameters that are gathered at a time while a model is saved."""
 
 _EMPTY = Batch(np.zeros(4, dtype=np.int32), np.asarray([2, 2]), np.asarray([False, True, False, True]))
-"""A pair of the shortest sequences with a target: what a rank computes when it has nothing to do."""
+"""A pair of the shortest sequences with a target, which a rank computes when it has no sequences."""
 
 
 def _empty_like(batch: Batch) -> Batch:
-    """`_EMPTY` with the batch's columns, all zero: it takes part in collectives and contributes nothing."""
+    """`_EMPTY` with the columns of the batch, all zero: it takes part in collective operations and contributes nothing."""
     present = {name: np.zeros(2, dtype=np.float32) for name in TARGET_COLUMNS if getattr(batch, name) is not None}
     labels = None if batch.labels is None else np.zeros((2, batch.labels.shape[1]), dtype=np.float32)
     starts = None if batch.element_starts is None else np.asarray([True, False])

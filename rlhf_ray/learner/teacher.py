@@ -1,7 +1,7 @@
-"""A teacher beside the policy in a learner's rank: the same micro-batches, no gradient, no optimizer.
+"""A frozen teacher in each rank of the policy learner: it reads the same micro-batches and has no gradients and no optimizer.
 
-Invariant: under ZeRO 3 its weights are sharded like the policy's and its forward passes are collective; they happen once for
-each micro-batch, on all ranks, like the policy's.
+Invariant: under ZeRO 3 the teacher's weights are sharded like the policy's, and its forward passes are collective. All ranks make
+one for each micro-batch.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from rlhf_ray.models.packing import enable_packing
 
 
 class FrozenTeacher:
-    """Logits at the targets of a micro-batch, and how much the divergence from them counts in the loss."""
+    """A teacher model, and the coefficient of the KL divergence from it in the loss."""
 
     def __init__(self, model: Callable[[ModelInput], torch.Tensor], coefficient: float) -> None:
-        """`model`: gives [m, V'] for a micro-batch of m targets."""
+        """`model`: returns logits [m, V'] for a micro-batch of m targets."""
         self.model, self.coefficient = model, coefficient
 
     @torch.no_grad()
     def logits(self, inputs: ModelInput) -> torch.Tensor:
-        """[m, V'], before the temperature."""
+        """The logits at the targets, [m, V'], before the temperature is applied."""
         return self.model(inputs)
 
 
 def load_teacher(config: TeacherConfig, learner: LearnerConfig, device: torch.device) -> FrozenTeacher:
-    """Load a teacher as one rank holds it: whole, or under ZeRO 3 its share."""
+    """Load one rank's teacher: the whole model, or a shard under ZeRO 3."""
 
     def load() -> nn.Module:
         model = load_causal_lm(config.model, config.dtype, config.attention)
         return TargetLogits(model).eval().requires_grad_(False)
 
     model = load().to(device) if learner.sharding.zero_stage < 3 else _sharded(load, config, learner)
-    if learner.packing:  # it reads the policy's micro-batches
+    if learner.packing:  # the teacher reads the policy's micro-batches
         enable_packing(getattr(model, "module", model).model, model, exact=config.dtype == "fp32")
     return FrozenTeacher(model, config.coefficient)
 

@@ -96,6 +96,6 @@ def score_sequences(
 ) -> np.ndarray:
     """float64 [B]: raw scores of a head with one row. `packing`: whether the model reads packed sequences."""
     scores, lay_out = np.empty(len(batch)), pack if packing else pad
-    for indices in plan_micro_batches(batch.lengths, 1, token_budget, packing=packing).micro_batches[0]:
+    for indices in plan_micro_batches(batch.lengths, 1, token_budget, packing=packing)[0]:
         scores[indices] = scorer(lay_out(batch.select(indices), device))[:, 0].float().cpu().numpy()
     return scores

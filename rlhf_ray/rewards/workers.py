@@ -161,7 +161,7 @@ class LogprobWorker:
         """float32 [C] per rollout: log-probabilities, in nats and at the sampling temperature, of the C tokens that the policy
         chose."""
         batch = pack_rollouts(rollouts)
-        (plan,) = plan_micro_batches(batch.lengths, 1, self.budget, packing=self.packing).micro_batches
+        (plan,) = plan_micro_batches(batch.lengths, 1, self.budget, packing=self.packing)
         lay_out = pack if self.packing else pad
         flat = [self._forward(lay_out(batch.select(indices), self.device)) for indices in plan]
         column = batch.scatter(np.concatenate(plan), np.concatenate(flat))

@@ -1,4 +1,4 @@
-"""What can be refused before anything starts: folders that are no models, functions that do not exist, too few resources."""
+"""Checks before anything starts: model folders, functions, services, resources."""
 
 from __future__ import annotations
 
@@ -28,37 +28,12 @@ from rlhf_ray.telemetry.wandb_log import check_wandb
 
 
 def check_run(config: RunConfig) -> None:
-    """Look at everything outside the config that it names.
+    """Check everything outside the config that it names.
 
     Raises:
         NotAModel, RewardModelMismatch, ConfigError: naming the key, the value and what is expected.
     """
-    reward = config.ppo.reward.model
-    named = {
-        "model.path": config.model.path,
-        "ppo.policy_model": config.ppo.policy_model,
-        "ppo.value_model": config.ppo.value_model,
-        **{
-            "ppo.reward.model.path" + (f"[{i}]" if i else ""): path
-            for i, path in enumerate(reward.paths if reward else ())
-        },
-        "ppo.teacher.model": config.ppo.teacher and config.ppo.teacher.model,
-        "ppo.discriminator.model": config.ppo.discriminator and config.ppo.discriminator.model,
-    }
-    folders = {key: local_folder(path) for key, path in named.items() if path is not None}
-    for key, folder in folders.items():
-        check_model_folder(folder, key)
-    policy = folders.get("ppo.policy_model") or folders.get("model.path")
-    for key, folder in folders.items():
-        if policy is not None and key not in ("model.path", "ppo.policy_model"):
-            check_same_tokenizer(folder, policy, key)
-        if key.startswith("ppo.reward.model.path"):
-            check_reward_model(folder, reward.group)
-    if policy is not None:
-        _check_context(config, policy)
-    for key in ("ppo.teacher.model", "ppo.discriminator.model"):
-        if key in folders:
-            _check_context(config, folders[key])
+    policy = _check_models(config)
     if {"ppo", "evaluation"} & set(config.stages):
         _check_services(config.ppo.reward)
     check_wandb(config.telemetry.wandb)
@@ -72,13 +47,42 @@ def check_run(config: RunConfig) -> None:
         _check_machine(config)
         if config.ppo.publishing is not None:
             raise ConfigError(
-                "ppo.publishing gives policies to an endpoint of the run's cluster, and cluster.address is null: a cluster of "
-                "the run's own has none; set cluster.address (auto: the one on this machine), or submit the run"
+                "ppo.publishing publishes policies to an endpoint on the run's cluster, and cluster.address is null: the private "
+                "cluster of a run has no endpoint; set cluster.address (auto: the cluster on this machine), or submit the run"
             )
 
 
+def _check_models(config: RunConfig) -> str | None:
+    """Check the model folders that the config names; returns the folder of the policy, or None if the run builds it."""
+    ppo, reward = config.ppo, config.ppo.reward.model
+    reward_paths = reward.paths if reward is not None else ()
+    named = {
+        "model.path": config.model.path,
+        "ppo.policy_model": ppo.policy_model,
+        "ppo.value_model": ppo.value_model,
+        **{"ppo.reward.model.path" + (f"[{i}]" if i else ""): path for i, path in enumerate(reward_paths)},
+        "ppo.teacher.model": ppo.teacher.model if ppo.teacher else None,
+        "ppo.discriminator.model": ppo.discriminator.model if ppo.discriminator else None,
+    }
+    folders = {key: local_folder(path) for key, path in named.items() if path is not None}
+    for key, folder in folders.items():
+        check_model_folder(folder, key)
+    policy = folders.get("ppo.policy_model") or folders.get("model.path")
+    for key, folder in folders.items():
+        if policy is not None and key not in ("model.path", "ppo.policy_model"):
+            check_same_tokenizer(folder, policy, key)
+        if key.startswith("ppo.reward.model.path") and reward is not None:
+            check_reward_model(folder, reward.group)
+    if policy is not None:
+        _check_context(config, policy)
+    for key in ("ppo.teacher.model", "ppo.discriminator.model"):
+        if key in folders:
+            _check_context(config, folders[key])
+    return policy
+
+
 def _check_services(reward: RewardConfig) -> None:
-    """Their keys are there, and what judges are asked can be written."""
+    """Check that the services' keys are set and that the judges' prompt templates can be filled in."""
     read_keys(reward)
     for judge in reward.judges:
         Questions(judge)
@@ -105,13 +109,13 @@ def _check_context(config: RunConfig, model: str) -> None:
     longest = max(config.data.max_dialogue_tokens, config.context_tokens)
     if positions is not None and positions < longest:
         raise ConfigError(
-            f"model {model!r} reads {positions} tokens; data.max_dialogue_tokens and {config.explained_context} allow "
+            f"model {model!r} reads at most {positions} tokens; data.max_dialogue_tokens and {config.explained_context} allow "
             f"{longest}: lower them"
         )
 
 
 def _check_machine(config: RunConfig) -> None:
-    """A private cluster has this machine's cores and GPUs, and no more."""
+    """Check that the stages fit on this machine, which is all that a private cluster has."""
     plan = plan_placement(config.roles, config.ppo.placement.colocate)
     supervised = {"sft": config.sft, "reward_model": config.reward_model}
     asked = {"ppo": plan.totals} | {
@@ -126,7 +130,7 @@ def _check_machine(config: RunConfig) -> None:
         for name, need in asked.get(stage, {}).items():
             if need > have.get(name, 0.0) + 1e-6:
                 raise ConfigError(
-                    f"stage {stage} asks for {need:g} {name} in all and this machine has {have.get(name, 0.0):g}; lower the "
+                    f"stage {stage} needs {need:g} {name} in total and this machine has {have.get(name, 0.0):g}; lower the "
                     f"roles' workers.count or workers.{name.lower()}s, or set cluster.address to a larger cluster"
                 )
 

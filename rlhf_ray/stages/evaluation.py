@@ -1,7 +1,7 @@
-"""Base, SFT and PPO policies side by side on held-out prompts.
+"""Compares the base, SFT and PPO policies on held-out prompts.
 
-Invariant: all policies answer the same prompts, with the same seeds, through the same engines; utility, where there is one,
-is the truth that training never saw.
+Invariant: all policies answer the same prompts, with the same seeds, on the same engines. The utility, where there is one, is
+the true quality of an answer, which training never sees.
 """
 
 from __future__ import annotations
@@ -24,39 +24,64 @@ from rlhf_ray.data.simulator import pair_accuracy_ceiling
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.rewards.answers import RewardError, scores_or_raise
 from rlhf_ray.rewards.sources import FunctionReward
+from rlhf_ray.runs.events import read_events
 from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
+from rlhf_ray.runs.storage.location import portable
+from rlhf_ray.telemetry.progress import StageProgress
 from rlhf_ray.types import Prompt, Rollout, RolloutRequest, rollout_seed
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One policy's answers to all prompts, in their order."""
+    """One policy's answers to all prompts, in the order of the prompts."""
 
     texts: tuple[str, ...]
     lengths: np.ndarray
     """int64 [P], tokens."""
     rewards: np.ndarray
-    """float64 [P], of the run's reward; NaN where a source failed, or there is none."""
+    """float64 [P], the run's reward; NaN where a source failed or the run has no reward."""
     utilities: np.ndarray | None
-    """float64 [P]; None where nobody knows the truth."""
+    """float64 [P]; None if the run has no utility."""
     kl: float | None
     """Mean over prompts of log π(answer) − log π_ref(answer), nats."""
 
 
 def utility_of(config: RunConfig) -> str | None:
-    """The function that knows the truth, where there is one."""
+    """The function that computes the true quality of an answer; None if there is none."""
     return config.evaluation.utility or (SIMULATED_UTILITY if config.data.simulate else None)
+
+
+async def answer_with_each(
+    roles: Roles,
+    policies: Mapping[str, str],
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    utility: str | None,
+    run: str,
+) -> dict[str, Answers]:
+    """Load each policy (name to model folder) into the rollout workers, and let it answer the prompts.
+
+    Raises:
+        RewardError, EnvironmentFailed: as `answer`.
+    """
+    answers = {}
+    with StageProgress(run, "evaluation", len(policies), plain_every=1) as progress:
+        for number, (name, path) in enumerate(policies.items(), start=1):
+            await roles.pool.load_folder(portable(path), -number)
+            answers[name] = await answer(roles, prompts, tokenizer, utility)
+            progress.update(number)
+    return answers
 
 
 async def answer(
     roles: Roles, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, utility: str | None
 ) -> Answers:
-    """Sample one answer to each prompt by the policy that the rollout workers have, and score them.
+    """Sample one answer to each prompt from the policy that the rollout workers hold, and score the answers.
 
     Raises:
-        RewardError, EnvironmentFailed: the utility or an environment failed; unlike a failing reward that leaves nothing to
-            compare by.
+        RewardError, EnvironmentFailed: the utility or an environment failed, so the policies cannot be compared. (An answer
+            whose reward failed has the reward NaN.)
     """
     requests = [RolloutRequest(prompt, 0, rollout_seed("evaluation", prompt.id, 0)) for prompt in prompts]
     rollouts = await roles.rollouts(requests)
@@ -66,7 +91,8 @@ async def answer(
     if utility is not None:
         source = FunctionReward(RewardFunctionSource(name="utility", function=utility), tokenizer)
         truth = scores_or_raise(source.score([rollout.final_turn for rollout in rollouts]))
-    kl = None if references[0] is None else _mean_kl(rollouts, references)
+    known = [reference for reference in references if reference is not None]
+    kl = _mean_kl(rollouts, known) if known else None
     rewards = np.asarray([math.nan if isinstance(s, RewardError) or not s.parts else s.total for s in scores])
     return Answers(tuple(texts), np.asarray([r.sampled_count for r in rollouts]), rewards, truth, kl)
 
@@ -77,13 +103,13 @@ def summarise(
     ceiling: float | None,
     seconds: Mapping[str, float],
 ) -> dict:
-    """The content of `evaluation.json`: what was asked for by name, None where it is not known."""
+    """The content of `evaluation.json`. Unknown figures are None."""
     sft, ppo = answers.get("sft"), answers.get("ppo")
     known = {name: a.utilities for name, a in answers.items() if a.utilities is not None}
     won = by_reward = None
     if sft is not None and ppo is not None:
         by_reward = win_rate(ppo.rewards, sft.rewards)
-        if ppo.utilities is not None:
+        if ppo.utilities is not None and sft.utilities is not None:
             won = win_rate(ppo.utilities, sft.utilities)
     return {
         "win_rate_vs_sft": won and won.value,
@@ -102,7 +128,7 @@ def summarise(
 
 
 def _mean_of_known(values: np.ndarray) -> float | None:
-    # JSON has no NaN.
+    """The mean without NaN; None if there is nothing else, because JSON has no NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
@@ -110,7 +136,7 @@ def _mean_of_known(values: np.ndarray) -> float | None:
 def accuracy_of_reward_model(
     folder: RunFolder, held_out_pairs: Sequence[Pair] | None
 ) -> tuple[float | None, float | None]:
-    """(accuracy on held-out pairs, the best that the annotators' noise allows); None where unknown."""
+    """The accuracy on held-out pairs, and the highest accuracy that the annotators' noise allows; None where unknown."""
     path = folder.stage_metrics("reward_model")
     measured = [
         record["heldout/accuracy"] for record in read_metrics(path) if record.get("heldout/accuracy") is not None
@@ -119,8 +145,21 @@ def accuracy_of_reward_model(
     return (measured[-1] if measured else None), ceiling
 
 
+def write_results(
+    folder: RunFolder, prompts: Sequence[Prompt], answers: Mapping[str, Answers], held_out_pairs: Sequence[Pair] | None
+) -> None:
+    """Write the answers and `evaluation.json`."""
+    # Stages of earlier attempts count, too.
+    stages = [e for e in read_events(folder.events) if e.kind == "stage" and "seconds" in e.fields]
+    seconds = {event.message.removesuffix(" ends"): event.fields["seconds"] for event in stages}
+    accuracy, ceiling = accuracy_of_reward_model(folder, held_out_pairs)
+    summary = summarise(answers, accuracy, ceiling, seconds)
+    write_samples(folder.evaluation_samples, prompts, answers)
+    atomic_write(folder.evaluation, json.dumps(summary, indent=1) + "\n")
+
+
 def write_samples(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, Answers]) -> None:
-    """One JSON object per prompt: all policies' answers, rewards and utilities."""
+    """Write one JSON object per prompt with all policies' answers, rewards and utilities."""
     lines = []
     for i, prompt in enumerate(prompts):
         utilities = {name: float(a.utilities[i]) for name, a in answers.items() if a.utilities is not None}

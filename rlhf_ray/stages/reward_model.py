@@ -1,7 +1,8 @@
-"""The reward-model stage: from what people said to a sequence-classification folder.
+"""The reward-model stage: from human feedback to a sequence-classification folder, and its normalisation before PPO.
 
-Invariants: the backbone is the fine-tuned policy's; the loss of the first step of a comparison is log 2; nothing about the
-labels, but what `config.json` says, is needed to use the folder.
+Invariants: the backbone is the fine-tuned policy's; the loss of comparisons is log 2 at the first step; `config.json` holds
+everything that is needed to use the folder; the reward is normalised on the policy's answers once in a run, before PPO's first
+step, and a resumed run uses the same normalisation.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.algorithms.preferences import MOST_TIED
 from rlhf_ray.algorithms.reliability import Reliabilities
 from rlhf_ray.algorithms.reward_quality import RewardQuality, disagreement, longer_wins, measure_quality
-from rlhf_ray.batch import Batch
+from rlhf_ray.batch import Batch, ModelInput
+from rlhf_ray.config.reward import RewardModelSource
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.supervised import RewardModelConfig
 from rlhf_ray.data.datasets import Datasets, Note, Split, dialogue_limit, fitting
@@ -36,90 +40,96 @@ from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.heads import SequenceScores
-from rlhf_ray.models.loading import load_reward_model, load_tokenizer
-from rlhf_ray.models.reward_heads import normalisation
+from rlhf_ray.models.loading import Dtype, load_reward_model, load_tokenizer
+from rlhf_ray.models.reward_heads import SMALLEST_STD, normalisation, normalised_on, renormalise
 from rlhf_ray.runs.run_folder import QUALITY, RunFolder, atomic_write
 from rlhf_ray.runtime.stopping import StopRequest
-from rlhf_ray.stages.supervised import Documents, FitState, SupervisedJob, run_supervised
-from rlhf_ray.types import rollout_seed
+from rlhf_ray.stages.supervised import run_supervised
+from rlhf_ray.stages.supervised_job import Documents, FitState, SupervisedJob, Task
+from rlhf_ray.types import Prompt, RolloutRequest, rollout_seed
+
+if TYPE_CHECKING:  # the ranks load this module, and need nothing of the driver
+    from rlhf_ray.driver.workers import Roles
 
 HELD_OUT = "held_out_rewards.json"
-"""In the folder of an ensemble's member: its raw reward of every held-out response, with its normalisation."""
+"""File in the folder of an ensemble's member: its raw reward of every held-out response, and its normalisation."""
 
 
 def run_reward_model(
     config: RunConfig, folder: RunFolder, model: str, data: Datasets, note: Note, stop: StopRequest | None = None
 ) -> FitState:
-    """Learn a reward from the feedback of the configured kind, starting from the folder `model`."""
+    """Train the reward model, or all members of an ensemble, from the folder `model`; returns how the first training ended."""
     settings, tokenizer = config.reward_model, load_tokenizer(model)
     records = feedback(settings, data)
-    lesson = build_label_encoder(settings, records.train)
+    encoder = build_label_encoder(settings, records.train)
     limit = dialogue_limit(config.data)
     train, held_out = (
-        fitting(lesson.encode(tokenizer, part, limit), settings.kind, limit, note)
+        fitting(encoder.encode(tokenizer, part, limit), settings.kind, limit, note)
         for part in (records.train, records.held_out)
     )
-    batches = pack_examples(train), pack_examples(held_out)
-    longer_is_better = longer_wins(batches[0].lengths, *decided_comparisons(batches[0], settings.kind))
-    judges = AnnotatorIds(
+    train_batch, held_out_batch = pack_examples(train), pack_examples(held_out)
+    longer_is_better = longer_wins(train_batch.lengths, *decided_comparisons(train_batch, settings.kind))
+    annotators = AnnotatorIds(
         tuple(element.group for element in held_out), tuple(element.annotator for element in held_out)
     )
+    results = []
     for member in range(1, settings.members + 1):
-        task = RewardTask(settings, lesson, longer_is_better, judges)
+        task = RewardTask(settings, encoder, longer_is_better, annotators)
         seed = member_seed(config.seed, member)
         job = SupervisedJob("reward_model", folder, model, settings, task, seed, member, config.telemetry.wandb)
-        fit = run_supervised(job, *batches, stop)
-        if member == 1:
-            first = fit
+        results.append(run_supervised(job, train_batch, held_out_batch, stop))
     if settings.members > 1:
-        measured = measure_ensemble(folder, settings, batches[1], longer_is_better, judges)
-        if measured is not None:
-            atomic_write(folder.reward_ensemble, json.dumps(asdict(measured)) + "\n")
-    return first
+        quality = measure_ensemble(folder, settings, held_out_batch, longer_is_better, annotators)
+        if quality is not None:
+            atomic_write(folder.reward_ensemble, json.dumps(asdict(quality)) + "\n")
+    return results[0]
 
 
 def member_seed(seed: int, member: int) -> int:
-    """Of a member's fresh head and of the order of its data; the first member has the run's."""
+    """The seed of a member's fresh head and data order. The first member has the run's seed."""
     return seed if member == 1 else rollout_seed("reward model", str(seed), member)
 
 
 @dataclass(frozen=True)
 class AnnotatorIds:
-    """Whose label each held-out element is."""
+    """The annotator of each held-out element, and the annotator's group."""
 
     groups: tuple[str | None, ...]
     annotators: tuple[str | None, ...]
 
     def measure(self, rewards: np.ndarray, held_out: Batch, kind: str, longer_is_better: bool) -> RewardQuality | None:
-        """How good float64 [sequences] rewards are; None where no label compares."""
+        """The quality of rewards, float64 [sequences]; None if no label compares responses."""
         better, worse = decided_comparisons(held_out, kind)
         if not len(better):
             return None
-        element = np.cumsum(held_out.element_starts)[better] - 1
+        starts = held_out.element_starts
+        assert starts is not None  # comparisons have elements of several sequences
+        element = np.cumsum(starts)[better] - 1
         groups, annotators = ([names[index] for index in element] for names in (self.groups, self.annotators))
         return measure_quality(rewards, held_out.lengths, better, worse, longer_is_better, groups, annotators)
 
 
 def measure_ensemble(
-    folder: RunFolder, config: RewardModelConfig, held_out: Batch, longer_is_better: bool, judges: AnnotatorIds
+    folder: RunFolder, config: RewardModelConfig, held_out: Batch, longer_is_better: bool, annotators: AnnotatorIds
 ) -> RewardQuality | None:
-    """How good the mean of all members is, and how far they are apart; None where no label compares."""
+    """The quality of the members' mean reward, and their disagreement; None if no label compares responses."""
     folders = [folder.reward_member(member) for member in range(1, config.members + 1)]
-    said = [json.loads((path / HELD_OUT).read_text()) for path in folders]
-    rewards = np.asarray([member["rewards"] for member in said])
-    quality = judges.measure(rewards.mean(axis=0), held_out, config.kind, longer_is_better)
+    members = [json.loads((path / HELD_OUT).read_text()) for path in folders]
+    rewards = np.asarray([member["rewards"] for member in members])
+    quality = annotators.measure(rewards.mean(axis=0), held_out, config.kind, longer_is_better)
     if quality is None:
         return None
-    normalised = np.stack([(row - member["mean"]) / member["std"] for row, member in zip(rewards, said, strict=True)])
-    apart = float(disagreement(normalised).mean())
-    return replace(quality, members=config.members, disagreement=apart)
+    normalised = np.stack(
+        [(row - member["mean"]) / member["std"] for row, member in zip(rewards, members, strict=True)]
+    )
+    return replace(quality, members=config.members, disagreement=float(disagreement(normalised).mean()))
 
 
 def feedback(config: RewardModelConfig, data: Datasets) -> Split:
-    """The records of the configured kind. Edits are pairs.
+    """The records of the configured kind. Edits become pairs.
 
     Raises:
-        DataError: there are none, or more responses of a ranking share a place than Plackett-Luce allows.
+        DataError: there are none, or too many responses of a ranking share a rank for Plackett-Luce.
     """
     splits = [split for name in config.reads if (split := getattr(data, name)) is not None]
     if not splits:
@@ -128,7 +138,7 @@ def feedback(config: RewardModelConfig, data: Datasets) -> Split:
         )
     train, held_out = ([r for split in splits for r in getattr(split, part)] for part in ("train", "held_out"))
     if config.kind == "rankings" and config.ranking_loss == "plackett_luce":
-        _refuse_crowds([*train, *held_out])
+        _refuse_ties([*train, *held_out])
     return Split(tuple(map(_as_feedback, train)), tuple(map(_as_feedback, held_out)))
 
 
@@ -136,65 +146,92 @@ def _as_feedback(record: Feedback | Edit) -> Feedback:
     return pair_of_edit(record) if isinstance(record, Edit) else record
 
 
-def _refuse_crowds(rankings: Sequence[Ranking]) -> None:
+def _refuse_ties(rankings: Sequence[Ranking]) -> None:
     for number, ranking in enumerate(rankings, start=1):
         if max(Counter(ranking.ranks).values()) > MOST_TIED:
             raise DataError(
-                f"ranking {number} has more than {MOST_TIED} of its {len(ranking.ranks)} responses on one place, which "
-                "reward_model.ranking_loss plackett_luce cannot sum over; use all_pairs"
+                f"ranking {number} has more than {MOST_TIED} of its {len(ranking.ranks)} responses on one rank, which is too "
+                "many for reward_model.ranking_loss plackett_luce; use all_pairs"
             )
 
 
-class RewardTask:
-    """A reward model, and what is learned beside it of the people whose labels it learns from."""
+class RewardTask(Task):
+    """Trains a reward model and, if configured, estimates the reliability of the annotators."""
 
     def __init__(
-        self, config: RewardModelConfig, lesson: LabelEncoder, longer_is_better: bool, judges: AnnotatorIds
+        self, config: RewardModelConfig, encoder: LabelEncoder, longer_is_better: bool, annotators: AnnotatorIds
     ) -> None:
-        """`longer_is_better`: what the training labels say of length, to hold the model against."""
-        self.lesson, self.kind, self.longer_is_better = lesson, config.kind, longer_is_better
-        self.judges, self.in_ensemble = judges, config.members > 1
-        self.objective = RewardObjective(config, lesson.heads, len(lesson.annotators))
+        """`longer_is_better`: the training labels prefer the longer response in most comparisons (for `RewardQuality`)."""
+        self.encoder, self.kind, self.longer_is_better = encoder, config.kind, longer_is_better
+        self.annotators, self.in_ensemble = annotators, config.members > 1
+        self.rewards = RewardObjective(config, encoder.heads, len(encoder.annotators))
 
-    def load(self, model: str, dtype: str, attention: str, seed: int) -> nn.Module:
-        """A backbone with a row for each thing to learn."""
-        return SequenceScores(load_reward_model(model, self.lesson.heads, dtype, attention, seed))
+    def load(self, model: str, dtype: Dtype, attention: str, seed: int) -> nn.Module:
+        return SequenceScores(load_reward_model(model, self.encoder.heads, dtype, attention, seed))
+
+    def objective(self, model: nn.Module, inputs: ModelInput, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        return self.rewards(model, inputs, batch)
 
     def observe(self, diagnostics: Diagnostics) -> None:
-        """Learn whom to believe."""
-        self.objective.observe(diagnostics)
+        """Update the reliability of the annotators."""
+        self.rewards.observe(diagnostics)
 
     def state(self) -> Reliabilities | None:
-        """What is believed of the annotators."""
-        return self.objective.reliabilities
+        """The reliability of the annotators."""
+        return self.rewards.reliabilities
 
     def restore(self, state: Reliabilities | None) -> None:
-        """Believe it again."""
-        self.objective.reliabilities = state
+        self.rewards.reliabilities = state
 
     def finish(self, model: ShardedModel, held_out: Batch, micro_batch_tokens: int) -> Documents:
-        """Write what the rows mean, their normalisation on the held-out responses, and what was learned of annotators.
+        """Write into the config what the rows mean, their normalisation on the held-out responses, and the reliabilities.
 
         Returns:
-            `quality.json`, of held-out comparisons; nothing for marks. Of a member of an ensemble its rewards, too.
+            `quality.json` if labels compare responses, and the rewards of a member of an ensemble.
         """
-        (everything,) = plan_micro_batches(held_out.lengths, 1, micro_batch_tokens).micro_batches
-        outputs = model.evaluate(held_out, everything, lambda module, padded: module(padded))
-        config = model.engine.module.model.config
-        self.lesson.heads.write(config, outputs)
-        aspects = self.lesson.heads.weights
-        if self.lesson.scales:
-            config.reward_marks = {
-                a: {"mean": m, "std": s} for a, (m, s) in zip(aspects, self.lesson.scales, strict=True)
-            }
-        if self.objective.reliabilities is not None:
-            values = np.round(self.objective.reliabilities.values, 4).tolist()
-            config.annotator_reliability = dict(zip(self.lesson.annotators, values, strict=True))
+        (micro_batches,) = plan_micro_batches(held_out.lengths, 1, micro_batch_tokens)
+        outputs = model.evaluate(held_out, micro_batches, lambda module, inputs: module(inputs))
+        config, encoder = model.engine.module.model.config, self.encoder
+        encoder.heads.write(config, outputs)
+        aspects = encoder.heads.weights
+        if encoder.scales:
+            config.reward_marks = {a: {"mean": m, "std": s} for a, (m, s) in zip(aspects, encoder.scales, strict=True)}
+        if self.rewards.reliabilities is not None:
+            values = np.round(self.rewards.reliabilities.values, 4).tolist()
+            config.annotator_reliability = dict(zip(encoder.annotators, values, strict=True))
         rewards = np.empty(len(held_out))
-        rewards[np.concatenate(everything)] = outputs.reshape(len(held_out), -1) @ self.lesson.heads.coefficients()
-        quality = self.judges.measure(rewards, held_out, self.kind, self.longer_is_better)
-        documents = {} if quality is None else {QUALITY: asdict(quality)}
+        rewards[np.concatenate(micro_batches)] = outputs.reshape(len(held_out), -1) @ encoder.heads.coefficients()
+        quality = self.annotators.measure(rewards, held_out, self.kind, self.longer_is_better)
+        documents: dict[str, Any] = {} if quality is None else {QUALITY: asdict(quality)}
         if self.in_ensemble:
             mean, std = normalisation(config)
             documents[HELD_OUT] = {"rewards": rewards.tolist(), "mean": mean, "std": std}
         return documents
+
+
+def needs_normalising(source: RewardModelSource | None, members: Sequence[Path]) -> bool:
+    """Whether the config asks for normalisation on the policy's answers, and these folders of the run's members lack it."""
+    if source is None or source.paths or not source.normalise_on:
+        return False
+    return any(normalised_on(member, source.group) is None for member in members)
+
+
+async def normalise_reward(
+    source: RewardModelSource, members: Sequence[Path], roles: Roles, prompts: Sequence[Prompt]
+) -> list[tuple[float, float]]:
+    """Scale the reward to mean 0 and std 1 on answers of the policy that PPO starts from, here and in the members' folders.
+
+    Algorithms 1.12: mean from "The N+ Implementation Details of RLHF" (arXiv 2403.17031), std from the code of Ziegler et al.
+    (arXiv 1909.08593), both on samples of the reference policy.
+
+    Returns:
+        Mean and std of each member's raw reward.
+    """
+    assert roles.reward is not None
+    requests = [RolloutRequest(prompt, 0, rollout_seed("normalisation", prompt.id, 0)) for prompt in prompts]
+    rewards = await roles.raw_rewards(await roles.rollouts(requests))
+    statistics = [(float(row.mean()), float(max(row.std(), SMALLEST_STD))) for row in rewards]
+    for member, (mean, std) in zip(members, statistics, strict=True):
+        renormalise(member, source.group, mean, std, f"{len(prompts)} answers of the policy that PPO started from")
+    await roles.reward.ask_all("normalise", statistics)
+    return statistics

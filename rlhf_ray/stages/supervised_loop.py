@@ -1,8 +1,8 @@
-"""The loop of a supervised stage, as every rank runs it.
+"""The training loop of a supervised stage, which every rank runs.
 
-Invariants: an optimizer step sees the same global minibatch whatever the number of ranks; every rank knows the same `FitState`,
-so all of them measure, save and stop at the same steps; a stage that goes on from a checkpoint takes the same steps as one that
-was never interrupted.
+Invariants: an optimizer step uses the same global minibatch for any number of ranks; every rank has the same `FitState`, so all
+ranks measure, save and stop at the same steps; a stage that continues from a checkpoint takes the same steps as one that was
+never interrupted.
 """
 
 from __future__ import annotations
@@ -18,38 +18,36 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_ray.algorithms.diagnostics import Diagnostics
 from rlhf_ray.batch import Batch
 from rlhf_ray.learner import deepspeed_engine
 from rlhf_ray.learner.deepspeed_engine import learning_rate
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.micro_batches import plan_micro_batches
-from rlhf_ray.models.loading import replace_folder
+from rlhf_ray.models.loading import Dtype, replace_folder
 from rlhf_ray.runs import atomic_checkpoint
 from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
 from rlhf_ray.runs.metrics import MetricsLog
-from rlhf_ray.stages.supervised import FIT, FitState, SupervisedJob
+from rlhf_ray.stages.supervised_job import FIT, FitState, SupervisedJob
 
-STATE = "fit.json"
 KEPT_CHECKPOINTS = 2
 
 
-def run_rank(job: SupervisedJob, train: Batch, held_out: Batch, rank: int, world: int) -> None:
-    """Load the model, train it, and leave it in the stage's folder."""
-    if (job.model_folder / FIT).is_file():
-        return  # a rank died after the model was in place, and all were started again
+def run_rank(job: SupervisedJob, train: Batch, held_out: Batch, rank: int, world: int) -> int:
+    """Load the model, train it, and leave it in the stage's folder; returns the last optimizer step."""
+    if (complete := job.result()) is not None:
+        return complete.step  # a rank died after the model was in place, and Ray Train restarted all ranks
     config = job.config.learner
     deepspeed_engine.prepare_process(config.workers.threads, config.workers.gpus > 0)
     deepspeed_engine.join_initialised(config.workers.gpus > 0)
-    dtype = "bf16" if config.precision == "bf16" else "fp32"
+    dtype: Dtype = "bf16" if config.precision == "bf16" else "fp32"
     engine = deepspeed_engine.build(
         lambda: job.task.load(job.model, dtype, config.attention, job.seed), config, job.seed
     )
-    SupervisedLoop(job, ShardedModel(engine, config, rank, world), train, held_out).run()
+    return SupervisedLoop(job, ShardedModel(engine, config, rank, world), train, held_out).run()
 
 
 class SupervisedLoop:
-    """One rank's side of a stage."""
+    """One rank's part of a stage."""
 
     def __init__(self, job: SupervisedJob, model: ShardedModel, train: Batch, held_out: Batch) -> None:
         self.job, self.model, self.train = job, model, train
@@ -57,11 +55,11 @@ class SupervisedLoop:
         self.total = job.steps(train)
         self.state = FitState()
 
-    def run(self) -> None:
-        """All optimizer steps that are left, and the model that is to stay; only a checkpoint where the run is to stop."""
+    def run(self) -> int:
+        """Take the remaining steps and save the model, or only a checkpoint if the run is to stop; returns the last step."""
         restored = self.restore()
         with ExitStack() as stack:
-            log = None
+            log: MetricsLog | None = None
             if self.model.rank == 0:
                 log = stack.enter_context(
                     MetricsLog(self.job.folder, self.job.name, self.state.step if restored else None)
@@ -81,11 +79,12 @@ class SupervisedLoop:
                 if due and step < self.total and not self.state.stopped:
                     self.checkpoint(log)
                     if stopping:
-                        return
+                        return self.state.step
         self.finish()
+        return self.state.step
 
     def minibatches(self) -> Iterator[Batch]:
-        """The global minibatches that are left, in another order in every epoch."""
+        """The remaining global minibatches. Each epoch has its own order."""
         elements, size = len(self.train.element_sizes), self.job.config.batch_size
         per_epoch = -(-elements // size)
         for epoch in range(self.state.step // per_epoch, self.job.config.epochs):
@@ -95,7 +94,7 @@ class SupervisedLoop:
                 yield _weighted(self.train.select_elements(order[start : start + size]))
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step."""
+        """Take one optimizer step; returns its metrics."""
         began, done = time.perf_counter(), self.state.step
         rate = learning_rate(self.job.config.learner.optimizer, done, self.total)
         result = self.model.step(batch, self.micro_batches(batch), self.job.task.objective, rate)
@@ -111,31 +110,29 @@ class SupervisedLoop:
         }
 
     def measure(self) -> dict[str, float]:
-        """Look at held-out data; keep the model where it is the best so far."""
-        measured: Diagnostics = self.model.measure(
-            self.held_out, self.micro_batches(self.held_out), self.job.task.objective
-        )
-        metrics = measured.metrics()
+        """Measure the held-out data; save the model if it is the best so far."""
+        micro_batches = self.micro_batches(self.held_out)
+        metrics = self.model.measure(self.held_out, micro_batches, self.job.task.objective).metrics()
         self.state = self.state.measured(metrics["loss"], self.job.config.early_stopping)
         if self.job.config.keep == "best" and self.state.best_step == self.state.step:
             self.save_model(self.best_folder(self.state))
         return {f"heldout/{name}": value for name, value in metrics.items()}
 
     def record(self, log: MetricsLog | None, step: int, metrics: Mapping[str, float]) -> None:
-        """On rank 0."""
+        """Write the metrics of a step, on rank 0."""
         if log is not None:
             log.log(step, metrics)
 
     def micro_batches(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        """This rank's share of a minibatch."""
+        """This rank's micro-batches of a minibatch."""
         config = self.job.config.learner
         plan = plan_micro_batches(
             batch.lengths, self.model.world_size, config.micro_batch_tokens, batch.element_sizes, config.packing
         )
-        return plan.micro_batches[self.model.rank]
+        return plan[self.model.rank]
 
     def save_model(self, folder: Path) -> None:
-        """The model as it is now, with what its config has to say."""
+        """Save the current model and the documents of the task."""
         documents = self.job.task.finish(self.model, self.held_out, self.job.config.learner.micro_batch_tokens)
         self.model.save_pretrained(folder, tokenizer_from=self.job.model)
         if self.model.rank == 0:
@@ -143,28 +140,27 @@ class SupervisedLoop:
                 (folder / name).write_text(json.dumps(document, indent=1) + "\n")
 
     def best_folder(self, state: FitState) -> Path:
-        """Where the best model of a state waits for the end of the stage."""
+        """Where the best model is kept until the stage ends."""
         return self.job.checkpoints / f"best_{state.best_step}"
 
     def checkpoint(self, log: MetricsLog | None) -> None:
-        """Everything to go on from: the learner's state, and `self.state`."""
-        folder, leader = self.job.checkpoints, self.model.rank == 0
-        temporary = (
-            atomic_checkpoint.begin(folder, self.state.step) if leader else folder / f"tmp_step_{self.state.step}"
-        )
+        """Save the learner's, the task's and the loop's state."""
+        folder = self.job.checkpoints
+        temporary = folder / f"tmp_step_{self.state.step}"
+        if self.model.rank == 0:
+            atomic_checkpoint.begin(folder, self.state.step)
         self.model.barrier()
-        state = {"task": self.job.task.state()}
-        self.model.save_state(str(temporary), state)
+        self.model.save_state(str(temporary), {"task": self.job.task.state()})
         self.model.barrier()
-        if leader:
+        if log is not None:  # rank 0
             log.sync()
-            (temporary / STATE).write_text(json.dumps(asdict(self.state)))
+            (temporary / FIT).write_text(json.dumps(asdict(self.state)))
             atomic_checkpoint.seal(temporary)
             atomic_checkpoint.keep_newest(folder, KEPT_CHECKPOINTS, up_to=self.state.step)
             self._remove_superseded()
 
     def restore(self) -> bool:
-        """Go on from the newest checkpoint, if there is one."""
+        """Load the newest checkpoint; returns whether there was one."""
         logger = logging.getLogger(__name__)
         found = atomic_checkpoint.newest(self.job.checkpoints, self._read, logger.warning)
         if found is None:
@@ -174,7 +170,7 @@ class SupervisedLoop:
         return True
 
     def finish(self) -> None:
-        """Put the model that stays where people look for it, and remove what was for going on."""
+        """Move the chosen model to the stage's folder, and remove the checkpoints."""
         if self.job.config.keep == "last":
             self.save_model(self.best_folder(self.state))
         self.model.barrier()
@@ -186,15 +182,15 @@ class SupervisedLoop:
             shutil.rmtree(self.job.checkpoints)
 
     def _read(self, checkpoint: Path) -> FitState:
-        atomic_checkpoint.verify(checkpoint, STATE)
-        state = FitState(**json.loads((checkpoint / STATE).read_text()))
+        atomic_checkpoint.verify(checkpoint, FIT)
+        state = FitState(**json.loads((checkpoint / FIT).read_text()))
         if self.job.config.keep == "best" and not self.best_folder(state).is_dir():
             raise NotACheckpoint(f"checkpoint {checkpoint} needs {self.best_folder(state)}, which is missing")
         return state
 
     def _remove_superseded(self) -> None:
-        """Models that no kept checkpoint names as the best."""
-        states = (json.loads(path.read_text()) for path in self.job.checkpoints.glob(f"step_*/{STATE}"))
+        """Remove the models that are the best one of no kept checkpoint."""
+        states = (json.loads(path.read_text()) for path in self.job.checkpoints.glob(f"step_*/{FIT}"))
         named = {f"best_{state['best_step']}" for state in states}
         for folder in self.job.checkpoints.glob("best_*"):
             if folder.name not in named:
@@ -202,5 +198,6 @@ class SupervisedLoop:
 
 
 def _weighted(batch: Batch) -> Batch:
-    """The weights of a mean over the global batch: over the tokens of SFT, over the elements of a reward model."""
+    """Scale the weights to a sum of 1 over the global batch: the loss is a mean over tokens (SFT) or elements (reward model)."""
+    assert batch.weights is not None
     return batch.with_columns(weights=batch.weights / batch.weights.sum(dtype=np.float64).astype(np.float32))

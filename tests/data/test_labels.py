@@ -66,7 +66,7 @@ def test_rankings(tokenizer):
     crowd = Ranking(PROMPT, tuple(says(str(i)) for i in range(13)), (1,) * 13)
     data = Datasets(None, None, None, rankings=Split((two,), (crowd,)))
     assert feedback(RewardModelConfig(kind="rankings"), data) == data.rankings
-    with pytest.raises(DataError, match="ranking 2 has more than 12 of its 13 responses on one place"):
+    with pytest.raises(DataError, match="ranking 2 has more than 12 of its 13 responses on one rank"):
         feedback(RewardModelConfig(kind="rankings", ranking_loss="plackett_luce"), data)
 
 

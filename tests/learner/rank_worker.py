@@ -85,7 +85,7 @@ class RankWorker:
             step()
 
         wrapped.step = recording_step
-        shares = plan_micro_batches(batch.lengths, self.world, budget, batch.element_sizes, packing).micro_batches
+        shares = plan_micro_batches(batch.lengths, self.world, budget, batch.element_sizes, packing)
         objective = self.objective()
         results = [learner.step(batch, shares[self.rank], objective, 1e-3) for _ in range(steps)]
         parameters = {name: p.float().cpu().numpy().copy() for name, p in learner.named_weights(1 << 20)}

@@ -255,7 +255,7 @@ def test_oracles_16_to_18_no_cut_of_the_minibatch_changes_loss_gradient_or_metri
     expected.backward()
 
     losses, diagnostics = [], []
-    for micro_batches in plan_micro_batches(batch.lengths, ranks, budget, batch.element_sizes).micro_batches:
+    for micro_batches in plan_micro_batches(batch.lengths, ranks, budget, batch.element_sizes):
         for indices in micro_batches:
             if len(indices):
                 part = batch.select(indices)

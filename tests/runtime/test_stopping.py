@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from rlhf_ray.runtime.stopping import RunStopped, StopRequest, stop_on_sigterm
+from rlhf_ray.runtime.stopping import RunStopped, StopRequest, run_coroutine, stop_on_sigterm
 
 
 async def answer(seconds: float = 0.0) -> int:
@@ -69,3 +69,40 @@ def test_sigterm_makes_the_request_while_coroutines_wait_and_the_old_handler_com
     with stop_on_sigterm() as stop, pytest.raises(RunStopped):
         asyncio.run(wait(stop))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+async def in_an_event_loop(work):
+    """What a notebook's cell does: a plain call while the loop runs."""
+    return run_coroutine(work)
+
+
+@pytest.mark.parametrize("call", [run_coroutine, lambda work: asyncio.run(in_an_event_loop(work))])
+def test_a_coroutine_runs_to_its_end_with_and_without_a_running_loop(call):
+    async def fail() -> None:
+        raise KeyError("mine")
+
+    assert call(answer(0.01)) == 7
+    with pytest.raises(KeyError, match="mine"):
+        call(fail())
+
+
+def test_sigterm_and_ctrl_c_reach_a_coroutine_that_runs_beside_another_loop():
+    ended = []
+
+    async def wait(stop: StopRequest, number: signal.Signals) -> None:
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), number)
+        try:
+            await stop.or_result(answer(60))
+        finally:
+            ended.append(number)
+
+    with stop_on_sigterm() as stop, pytest.raises(RunStopped):
+        asyncio.run(in_an_event_loop(wait(stop, signal.SIGTERM)))
+    # `asyncio.run` replaces the handler of Ctrl-C in the main thread; a notebook's loop does not.
+    loop = asyncio.new_event_loop()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(in_an_event_loop(wait(StopRequest(), signal.SIGINT)))
+    finally:
+        loop.close()
+    assert ended == [signal.SIGTERM, signal.SIGINT]

@@ -58,10 +58,10 @@ def test_functions_that_are_not_there(tiny_model):
 
 def test_more_than_this_machine_has(tiny_model):
     crowd = {"workers": {"count": 4, "cpus": 1000}}
-    assert "stage ppo asks for 4000.04 CPU in all" in refused(ConfigError, tiny_model, LIGHT | {"rollout": crowd})
+    assert "stage ppo needs 4000.04 CPU in total" in refused(ConfigError, tiny_model, LIGHT | {"rollout": crowd})
     on_gpus = {"workers": {"cpus": 0.01, "count": 64, "gpus": 1}}
     message = refused(ConfigError, tiny_model, LIGHT, sft={"learner": on_gpus})
-    assert "stage sft asks for 64 GPU in all and this machine has" in message and "workers.gpus" in message
+    assert "stage sft needs 64 GPU in total and this machine has" in message and "workers.gpus" in message
     pinned = {"workers": {"cpus": 0.1, "resources": {"rollout_node": 1}}}
     assert "1 rollout_node" in refused(ConfigError, tiny_model, LIGHT | {"rollout": pinned})
 
@@ -78,7 +78,7 @@ def test_a_cluster_elsewhere_is_not_judged_by_this_machine(tiny_model):
 
 def test_sequences_longer_than_the_model_reads(tiny_model):
     data = {"simulate": {}, "max_prompt_tokens": 60, "max_dialogue_tokens": 129}
-    assert "reads 128 tokens" in refused(ConfigError, tiny_model, LIGHT, data=data)
+    assert "reads at most 128 tokens" in refused(ConfigError, tiny_model, LIGHT, data=data)
 
 
 def test_models_with_different_tokenizers(tiny_model, tmp_path):

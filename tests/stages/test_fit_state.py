@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.supervised import EarlyStoppingConfig
-from rlhf_ray.stages.supervised import FitState
+from rlhf_ray.stages.supervised_job import FitState
 
 
 def after(losses, stopping=None):

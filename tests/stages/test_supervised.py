@@ -20,7 +20,8 @@ from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runtime.stopping import RunStopped
 from rlhf_ray.stages.sft import LanguageTask
-from rlhf_ray.stages.supervised import SupervisedJob, run_supervised
+from rlhf_ray.stages.supervised import run_supervised
+from rlhf_ray.stages.supervised_job import SupervisedJob
 from rlhf_ray.stages.supervised_loop import run_rank
 
 
