@@ -50,9 +50,9 @@ def run_supervised(job: SupervisedJob, train: Batch, held_out: Batch, stop: Stop
             if stop is not None and stop.made:
                 job.checkpoints.mkdir(parents=True, exist_ok=True)
                 job.stop_file.touch()
-            metrics.advance()
+            metrics.show_new()
         last_step = running.result().return_value
-        metrics.advance()
+        metrics.show_new()
         if (complete := job.result()) is None:
             raise RunStopped(f"the run was asked to stop, and stopped after step {last_step} of {job.name}")
     return complete
@@ -67,9 +67,9 @@ class _MetricsFollower:
         # A rank that restarts from a checkpoint drops the records after it, so the file is read from its start again.
         self.tail = Tail(job.folder.stage_metrics(job.name), self.records.append, self.records.clear)
 
-    def advance(self) -> None:
+    def show_new(self) -> None:
         """Show the newest step, and send all new steps to Weights & Biases."""
-        self.tail.advance()
+        self.tail.read_new()
         if not self.records:
             return
         self.wandb.follow(self.records)

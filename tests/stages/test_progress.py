@@ -40,18 +40,18 @@ def test_it_shows_the_newest_step_and_reads_every_line_once(job, monkeypatch):
     monkeypatch.setattr(tail, "parse_line", lambda line, *where: parsed.append(line) or parse(line, *where))
     shown = Shown()
     follower = _MetricsFollower(job, shown, shown)
-    follower.advance()
+    follower.show_new()
     assert shown.updates == []
     with MetricsLog(job.folder, "sft") as log:
         log.log(0, {"heldout/loss": 3.0})
-        follower.advance()
+        follower.show_new()
         for step in range(1, 4):
             log.log(step, {"loss": 3.0 - step})
-            follower.advance()
+            follower.show_new()
         log.log(4, {"loss": -1.0, "heldout/loss": 1.0})
         log.log(5, {"loss": -2.0})
-        follower.advance()
-        follower.advance()
+        follower.show_new()
+        follower.show_new()
     assert shown.updates == [(0, None, 3.0), (1, 2.0, None), (2, 1.0, None), (3, 0.0, None), (5, -2.0, 1.0)]
     assert shown.sent == list(range(6)) and len(parsed) == 6
 
@@ -62,11 +62,11 @@ def test_steps_that_a_restarted_rank_takes_again_do_not_move_the_progress_back(j
     with MetricsLog(job.folder, "sft") as log:
         for step in range(4):
             log.log(step, {"loss": float(step)})
-    follower.advance()
+    follower.show_new()
     with MetricsLog(job.folder, "sft", resume_step=1) as log:
         log.log(2, {"loss": 2.0})
-        follower.advance()
+        follower.show_new()
         log.log(3, {"loss": 3.0})
         log.log(4, {"loss": 4.0})
-        follower.advance()
+        follower.show_new()
     assert [step for step, *_ in shown.updates] == [3, 4]
