@@ -83,7 +83,7 @@ def test_target_counts(batch):
 
 @given(batches())
 def test_padded_positions_are_where_the_targets_are_predicted(batch):
-    padded = pad(batch, pad_id=0)
+    padded = pad(batch)
     flat = padded.input_ids.reshape(-1).tolist()
     width = int(batch.lengths.max())
     expected = [

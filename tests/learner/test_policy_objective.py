@@ -63,12 +63,18 @@ def algorithm(**choices: Any) -> AlgorithmConfig:
     return AlgorithmConfig().model_copy(update={"kl": kl, "clip_low": 0.2, "clip_high": 0.3, **choices})
 
 
+def padded(part: Batch, pad_id: int) -> ModelInput:
+    inputs = pad(part)
+    inputs.input_ids[torch.arange(inputs.input_ids.shape[1]) >= torch.from_numpy(part.lengths)[:, None]] = pad_id
+    return inputs
+
+
 def loss_and_gradient(parts: list[Batch], config: AlgorithmConfig, pad_id: int = 0) -> tuple[float, np.ndarray, dict]:
     """Sums over the parts."""
     model, objective = Bigram(), policy_objective(config, BETA)
     total, diagnostics = 0.0, None
     for part in parts:
-        loss, measured = objective(model, pad(part, pad_id=pad_id), part)
+        loss, measured = objective(model, padded(part, pad_id), part)
         loss.backward()
         total += loss.item()
         diagnostics = measured if diagnostics is None else diagnostics + measured
