@@ -1,4 +1,4 @@
-"""Environments that the tests play with, and a real engine on a small model that ends its turns now and then."""
+"""Environments for tests, and a real engine on a small model that ends some of its turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODULE = sys.modules[__name__]
 
 
 class Echo:
-    """Says back what it heard, rewards by length, and opens with a greeting where it is told to."""
+    """Repeats the beginning of each response, rewards its length, and may open with a greeting."""
 
     def __init__(self, greeting: str = "", slow_s: float = 0.0) -> None:
         self.greeting, self.slow_s, self.turns = greeting, slow_s, 0
@@ -45,7 +45,7 @@ class Echo:
 
 
 class Faulty(Echo):
-    """Fails in the way that the prompt asks for."""
+    """Fails in the way that `greeting` names."""
 
     def step(self, response: str) -> Step:
         if self.greeting == "raise":
@@ -55,7 +55,7 @@ class Faulty(Echo):
 
 
 class NoStep:
-    """Half an environment."""
+    """An environment without `step`."""
 
     def reset(self, prompt: Prompt, seed: int) -> tuple:
         return ()
@@ -63,7 +63,7 @@ class NoStep:
 
 @pytest.fixture(scope="session")
 def environment() -> Callable[..., EnvironmentConfig]:
-    """The config of an environment of this module."""
+    """Builds the config of an environment of this module."""
     sys.modules["environments_for_tests"] = MODULE
 
     def make(name: str = "Echo", **settings: object) -> EnvironmentConfig:
@@ -96,7 +96,7 @@ def pool(ray_cluster: None, talking_model: Path) -> Iterator[RolloutPool]:
         sampling=SamplingConfig(max_new_tokens=24),
     )  # fmt: skip
     started = RolloutPool(config)
-    # Calls of one pool must come from one event loop; asyncio.run makes a new one each time, which it bears between calls.
+    # A pool belongs to one event loop; asyncio.run makes a new one each time, which works because no call is running between them.
     asyncio.run(started.start(str(talking_model), CONTEXT, 0, lambda index: {"num_cpus": 0.1}))
     yield started
     asyncio.run(started.close())
@@ -104,7 +104,7 @@ def pool(ray_cluster: None, talking_model: Path) -> Iterator[RolloutPool]:
 
 @pytest.fixture(scope="session")
 def play(pool: RolloutPool, talking_model: Path) -> Callable[..., list[Rollout | EnvironmentFailed]]:
-    """Play episodes to their ends on the real engine; what became of them, in the order of arrival."""
+    """Play episodes on the real engine; the results in the order of arrival."""
 
     def run(config: EnvironmentConfig | None, requests: Sequence[RolloutRequest], context: int = CONTEXT) -> list:
         async def collect() -> list:
@@ -120,7 +120,7 @@ def play(pool: RolloutPool, talking_model: Path) -> Callable[..., list[Rollout |
 
 @pytest.fixture(scope="session")
 def ask(talking_model: Path) -> Callable[..., list[RolloutRequest]]:
-    """Requests on so many prompts."""
+    """Builds requests for a number of prompts."""
     tokenizer = load_tokenizer(talking_model)
 
     def make(prompts: int, samples: int = 1) -> list[RolloutRequest]:

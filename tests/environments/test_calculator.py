@@ -67,7 +67,7 @@ def test_an_episode_that_computes_and_answers(calculator):
     assert calculator.step("So #### 84") == Step(reward=1.0, done=True)
 
 
-def test_what_cannot_be_computed_is_said_and_may_cost(calculator):
+def test_an_expression_that_cannot_be_computed_is_reported_and_may_cost(calculator):
     assert calculator.step("<calc>12 apples</calc>") == Step("<result>error: not an expression</result>", -0.1)
     assert calculator.step("#### $84.00.").reward == 1.0
 

@@ -1,4 +1,4 @@
-"""The prefix property: what an environment says is rendered behind sampled tokens as the template would render it there."""
+"""The prefix property: an observation after sampled tokens has the tokens that the template gives it at this place."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HEADERS = (
     "{{ '<|endoftext|>' }}{% for m in messages %}{{ '## ' + m['role'] + '\n\n' + m['content'] | trim + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '## assistant\n\n' }}{% endif %}"
 )
-"""Like Llama 3, which trims what is said."""
+"""Like Llama 3, which trims messages."""
 INSTRUCTIONS = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-"""Like Mistral: nothing begins the assistant's turn, and a space stands before what it says."""
+"""Like Mistral: nothing marks the beginning of the assistant's turn, and a space stands before its text."""
 DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}{{ 'system: You help.\n' }}{% endif %}"
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + (eos_token if m['role'] == 'assistant' else '') + '\n' }}"
@@ -48,13 +48,13 @@ def tokenizer():
     return train_tokenizer(texts, 400, 256)
 
 
-said = st.text(alphabet="\n .aé Ω42", min_size=1, max_size=12).map(str.strip).filter(bool)
+TEXTS = st.text(alphabet="\n .aé Ω42", min_size=1, max_size=12).map(str.strip).filter(bool)
 
 
 @pytest.mark.parametrize("name", KEEPS)
-@given(st.lists(st.tuples(said, said), min_size=1, max_size=3))
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3))
 def test_an_episode_has_the_tokens_of_the_whole_conversation(tokenizer, name, exchanges):
-    """Where the policy's tokens are those that its text would be tokenised to; at other tokens nothing else changes."""
+    """Tested with the tokens of the tokenizer; if the policy sampled others, nothing else changes."""
     tokenizer.chat_template = KEEPS[name]
     renderer = TurnRenderer(tokenizer)
     messages = [{"role": "user", "content": "Where is order 42?"}]
@@ -93,7 +93,7 @@ def test_the_policy_may_end_a_turn_by_another_of_its_end_tokens(tokenizer):
         (NO_END, "On its way.", "does not end the assistant's turns"),
     ],
 )  # fmt: skip
-def test_a_template_that_changes_what_was_said_is_refused(tokenizer, template, response, reason):
+def test_a_template_that_changes_earlier_messages_is_refused(tokenizer, template, response, reason):
     tokenizer.chat_template = template
     renderer, messages = TurnRenderer(tokenizer), [{"role": "user", "content": "Where is order 42?"}]
     with pytest.raises(TemplateRefused, match=reason) as caught:
@@ -103,10 +103,10 @@ def test_a_template_that_changes_what_was_said_is_refused(tokenizer, template, r
     assert isinstance(caught.value, InputError) and "max_turns to 1" in str(caught.value) and TURN_END
 
 
-def test_the_check_before_a_run_finds_them(tokenizer):
+def test_the_check_before_a_run_finds_such_templates(tokenizer):
     for template in (LAST_QUESTION_ONLY, COUNTING, THINKS_FIRST, NO_END):
         tokenizer.chat_template = template
         with pytest.raises(TemplateRefused):
             TurnRenderer(tokenizer).check()
     tokenizer.chat_template = WITHOUT_THOUGHTS
-    TurnRenderer(tokenizer).check()  # it only matters to a policy that thinks
+    TurnRenderer(tokenizer).check()  # it only matters if the policy thinks

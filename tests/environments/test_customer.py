@@ -1,4 +1,4 @@
-"""The simulated customer: asks for what is missing, and pays out the hidden utility of the whole dialogue."""
+"""The simulated customer: asks for what is missing, and rewards the hidden utility of the whole dialogue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_complete_answer_needs_no_question():
 @pytest.mark.parametrize(
     ("answer", "about"), [(POLITE, "order"), ("I found order 17 of March.", "lamp"), (FACTS, "next|do now")]
 )
-def test_what_is_missing_is_asked_for(answer, about):
+def test_the_customer_asks_for_what_is_missing(answer, about):
     import re
 
     step = customer().step(answer)
@@ -50,8 +50,8 @@ def test_patience_ends():
 
 
 def test_a_seed_decides_the_words():
-    said = {customer(seed).step(POLITE).observation for seed in range(20)}
-    assert len(said) == 2 and customer(3).step(POLITE) == customer(3).step(POLITE)
+    questions = {customer(seed).step(POLITE).observation for seed in range(20)}
+    assert len(questions) == 2 and customer(3).step(POLITE) == customer(3).step(POLITE)
 
 
 def test_other_prompts_are_refused():

@@ -1,4 +1,4 @@
-"""What environments may do wrong, and that none of it stops anybody else."""
+"""Faults of environments: each is an error of its own episode and does not stop the others."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def play(config, response: str = "a") -> Step:
         ("assistant", "not of the assistant"),
     ],
 )
-def test_whatever_is_wrong_names_the_environment_and_the_rollout(environment, fault, reason):
+def test_every_error_names_the_environment_and_the_rollout(environment, fault, reason):
     with pytest.raises(EnvironmentFailed, match=reason) as caught:
         play(environment("Faulty", arguments={"greeting": fault}))
     assert "rollout 0/p/3" in str(caught.value) and caught.value.prompt_id == "0/p"
 
 
-def test_who_is_too_slow_is_left_behind_and_the_loop_goes_on(environment):
+def test_an_environment_that_is_too_slow_is_abandoned_and_the_loop_goes_on(environment):
     began = time.monotonic()
     with pytest.raises(EnvironmentFailed, match=r"no answer within 0.2 s \(environment.timeout_s\)"):
         play(environment("Faulty", arguments={"greeting": "slow"}, timeout_s=0.2))
@@ -49,15 +49,15 @@ def test_who_is_too_slow_is_left_behind_and_the_loop_goes_on(environment):
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "environment")
 
 
-def test_the_first_words_and_the_seed_arrive(environment):
+def test_the_opening_messages_and_the_seed_arrive(environment):
     async def reset():
         return await EnvironmentCalls(environment(arguments={"greeting": "Hi."})).reset(REQUEST)
 
-    made, said = asyncio.run(reset())
-    assert said == ({"role": "user", "content": "Hi."},) and made.seed == 11
+    made, opening = asyncio.run(reset())
+    assert opening == ({"role": "user", "content": "Hi."},) and made.seed == 11
 
 
-def test_no_more_at_a_time_than_allowed(environment):
+def test_concurrency_is_limited(environment):
     running = most = 0
     lock = threading.Lock()
 
@@ -81,7 +81,7 @@ def test_no_more_at_a_time_than_allowed(environment):
     assert most == 3
 
 
-def test_a_result_nobody_waits_for_any_more_harms_nobody():
+def test_a_result_that_is_not_awaited_any_more_is_ignored():
     async def leave() -> None:
         future = in_thread(time.sleep, 0.05)
         future.cancel()
@@ -106,7 +106,7 @@ def test_a_result_nobody_waits_for_any_more_harms_nobody():
         ("environments_for_tests:NoStep", "no method step"),
     ],
 )
-def test_a_class_that_is_none_is_refused(environment, path, reason):
+def test_a_class_that_is_not_an_environment_is_refused(environment, path, reason):
     environment()
     with pytest.raises(ValueError, match=reason):
         resolve_class(path)

@@ -1,4 +1,4 @@
-"""Episodes as tokens: what is masked, where rewards are, how they end."""
+"""Episodes as tokens: what is masked, where the rewards are, how an episode ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def episode(renderer) -> Episode:
 
 
 def turn(episode: Episode, renderer: TurnRenderer, text: str, finish: str = "stop") -> Rollout:
-    """As an engine samples it: not the tokens that the text would be tokenised to, but one for each byte."""
+    """A turn as an engine may sample it: not the tokenizer's tokens of the text, but one token per byte."""
     tokenizer, request = renderer.tokenizer, episode.next_request
     ids = [i for character in text for i in tokenizer.encode(character, add_special_tokens=False)]
     ids += [tokenizer.eos_token_id] if finish == "stop" else []
@@ -48,8 +48,8 @@ def test_several_turns_become_one_rollout(episode, renderer):
     assert rollout.token_ids[rollout.sampled_mask].tolist() == [*first.token_ids, *second.token_ids], (
         "as they were sampled"
     )
-    heard = renderer.tokenizer.decode(rollout.token_ids[~rollout.sampled_mask])
-    assert heard == "\n<|im_start|>user\nWhich order?<|im_end|>\n<|im_start|>assistant\n"
+    observed = renderer.tokenizer.decode(rollout.token_ids[~rollout.sampled_mask])
+    assert observed == "\n<|im_start|>user\nWhich order?<|im_end|>\n<|im_start|>assistant\n"
     assert rollout.sampled_count == len(first) + len(second) == rollout.sampled_mask.sum() and rollout.sampled_mask[-1]
     assert (rollout.logprobs[~rollout.sampled_mask] == 0).all() and (
         rollout.versions[~rollout.sampled_mask] == NOT_SAMPLED
@@ -62,7 +62,7 @@ def test_several_turns_become_one_rollout(episode, renderer):
     assert Score(1.0, {"model": 1.0}).with_turns(rollout) == Score(3.5, {"model": 1.0, "environment": 2.5})
 
 
-def test_the_next_turn_is_asked_for_with_everything_so_far_and_its_own_seed(episode, renderer):
+def test_the_next_request_has_the_whole_conversation_and_its_own_seed(episode, renderer):
     assert episode.next_request is episode.request, "the first turn has the rollout's own seed, and nothing is copied"
     first = turn(episode, renderer, "Order?")
     episode.add(first, AGAIN, renderer, LIMITS)
@@ -73,7 +73,7 @@ def test_the_next_turn_is_asked_for_with_everything_so_far_and_its_own_seed(epis
     assert len({turn_seed(seed, n) for seed in (7, 8) for n in range(4)} | {rollout_seed("turn", "x", 1)}) == 9
 
 
-def test_the_last_turn_by_itself_is_what_somebody_judges(episode, renderer):
+def test_rewards_are_given_for_the_last_turn_as_a_rollout_of_its_own(episode, renderer):
     alone = episode.add(turn(episode, renderer, "On its way."), Step(done=True), renderer, LIMITS)
     assert alone.final_turn is alone
     other = Episode(episode.request, object(), renderer.opening([QUESTION]))
@@ -99,7 +99,7 @@ def test_the_last_allowed_turn_ends_the_episode(episode, renderer):
 
 
 @pytest.mark.parametrize(("room", "ends"), [(0, True), (1, False)])
-def test_an_answer_that_leaves_no_room_for_a_token_ends_the_episode(episode, renderer, room, ends):
+def test_an_observation_that_leaves_no_room_for_a_token_ends_the_episode(episode, renderer, room, ends):
     first = turn(episode, renderer, "a")
     probe = Episode(episode.request, object(), episode.rendered)
     probe.add(first, AGAIN, renderer, LIMITS)
@@ -110,7 +110,7 @@ def test_an_answer_that_leaves_no_room_for_a_token_ends_the_episode(episode, ren
         assert rollout.finish_reason == "length" and len(rollout) == len(first)
 
 
-def test_an_answer_that_is_too_long_is_refused(episode, renderer):
+def test_an_observation_that_is_too_long_is_refused(episode, renderer):
     with pytest.raises(ObservationTooLong, match="max_observation_tokens is 5"):
         episode.add(turn(episode, renderer, "a"), AGAIN, renderer, replace(LIMITS, observation_tokens=5))
 

@@ -27,7 +27,7 @@ PROMPTS = 12
 def episodes(play, ask, environment) -> list[Rollout]:
     rollouts = play(environment(), ask(PROMPTS, samples=2))
     assert sum(len(rollout.turns) > 1 for rollout in rollouts) >= 4, (
-        "the model must end some turns for this to say anything"
+        "the model must end some turns, or this tests nothing"
     )
     return sorted(rollouts, key=lambda rollout: rollout.id)
 
@@ -44,7 +44,7 @@ def test_every_request_is_answered_once_and_within_limits(episodes):
 
 
 def test_learner_and_engine_agree_on_every_chosen_token(episodes, talking_model: Path):
-    """Oracle 24, over several turns: what later turns were sampled after is what the learner reads before them."""
+    """Oracle 24, over several turns: the learner reads what the engine read before each turn."""
     batch = collate([Experience(rollout, Score(0.0, {}), None) for rollout in episodes])
     policy = TokenLogprobs(load_causal_lm(talking_model), 1.0)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_the_reference_worker_answers_for_chosen_tokens(episodes, talking_model:
         np.testing.assert_allclose(logprobs, rollout.logprobs[rollout.sampled_mask], atol=1e-5)
 
 
-def test_episodes_can_be_had_again_in_other_company(play, ask, environment, episodes):
+def test_episodes_are_reproducible_in_other_batches(play, ask, environment, episodes):
     for again in play(environment(), ask(PROMPTS, samples=2)[3:9]):
         [rollout] = [rollout for rollout in episodes if rollout.id == again.id]
         assert rollout.token_ids.tolist() == again.token_ids.tolist() and rollout.turns == again.turns
@@ -67,12 +67,12 @@ def test_episodes_can_be_had_again_in_other_company(play, ask, environment, epis
 
 
 def test_no_episode_waits_for_a_slow_one(play, ask, environment):
-    """The first prompt's environment takes half a second a turn; the others have finished all their turns before."""
+    """The first prompt's environment takes 1.5 s per turn; the other episodes finish before it."""
     arrived = play(environment(arguments={"slow_s": 1.5}), ask(6))
     assert arrived[-1].id == "p0/0" and any(len(rollout.turns) > 1 for rollout in arrived[:-1])
 
 
-def test_what_an_environment_says_first_is_part_of_the_prompt(play, ask, environment):
+def test_the_opening_messages_are_part_of_the_prompt(play, ask, environment):
     [rollout] = play(environment(arguments={"greeting": "Good morning."}), ask(1))
     assert rollout.prompt.messages[-1] == {"role": "user", "content": "Good morning."}
     [plain] = ask(1)
@@ -84,13 +84,13 @@ def test_a_prompt_without_room_is_an_error_of_its_episode(play, ask, environment
     assert isinstance(failed, EnvironmentFailed) and "the context is 60" in str(failed)
 
 
-def test_failures_are_answers_and_leave_the_others_alone(play, ask, environment):
+def test_failures_are_results_and_do_not_stop_the_others(play, ask, environment):
     failed = play(environment("Faulty", arguments={"greeting": "raise"}), ask(5))
     assert all(isinstance(item, EnvironmentFailed) for item in failed)
     assert {item.rollout_id for item in failed} == {f"p{p}/0" for p in range(5)}
 
 
-def test_without_an_environment_it_is_the_pool(play, ask, pool):
+def test_without_an_environment_rollouts_come_straight_from_the_pool(play, ask, pool):
     requests = ask(8)
     rollouts = play(None, requests)
     sent = {request.id: request for request in requests}
@@ -99,8 +99,8 @@ def test_without_an_environment_it_is_the_pool(play, ask, pool):
     assert all(member.load == 0 for member in pool.workers)
 
 
-def test_advantages_are_those_of_the_episode_without_its_holes(episodes):
-    """GAE end to end: rewards at the turns' ends, and the recursion over what the policy chose, cut out by hand."""
+def test_advantages_skip_the_observations(episodes):
+    """GAE end to end: rewards at the turns' ends, and the recursion over the sampled tokens only, cut out by hand."""
     experiences = [
         Experience(r, Score(float(i), {"model": float(i)}).with_turns(r), None) for i, r in enumerate(episodes)
     ]

@@ -21,7 +21,7 @@ from rlhf_ray.rollout.workers import WorkerEvent
 from rlhf_ray.types import Prompt, RolloutRequest, rollout_seed
 from rlhf_ray.weights.bucket import WeightBucket, pack
 
-# Ray's workers cannot import a conftest: its classes travel with their code.
+# Ray's workers cannot import a conftest, so its classes are pickled with their code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 VOCABULARY, EOS, CONTEXT = 64, 1, 128
@@ -39,7 +39,7 @@ class TorchLearner:
         self.reset()
 
     def reset(self) -> None:
-        """Policy 0 again, and good behaviour."""
+        """Policy 0 again, and no faults."""
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         self.misbehave()
 
@@ -51,7 +51,7 @@ class TorchLearner:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
     def misbehave(self, fail_after: int | None = None, error: float = 0.0, left_out: str = "") -> None:
-        """Fail after some buckets, send other weights than it has, or leave a tensor out."""
+        """Fail after some buckets, send other weights than its own, or leave a tensor out."""
         self.fail_after, self.error, self.left_out = fail_after, error, left_out
 
     def weight_buckets(self, bucket_bytes: int) -> Iterator[WeightBucket]:
@@ -70,7 +70,7 @@ class TorchLearner:
 
 @dataclass(frozen=True)
 class LearnerRanks:
-    """Two ranks, of which the second only takes part."""
+    """Two ranks; the second sends nothing."""
 
     ranks: tuple[ray.actor.ActorHandle, ...]
 
@@ -83,7 +83,7 @@ class LearnerRanks:
 
 @dataclass(frozen=True)
 class RunningPool:
-    """A started pool with everything that it told."""
+    """A started pool and all its events."""
 
     pool: RolloutPool
     events: list[WorkerEvent]
@@ -162,7 +162,7 @@ def ray_session(ray_cluster: None) -> None:
 
 @pytest.fixture(scope="session")
 def start(ray_session: None, policy_folder: Path) -> Callable[[int], RunningPool]:
-    """Start a pool of so many workers; whoever does closes it."""
+    """Start a pool with a number of workers; the caller closes it."""
     return lambda workers: start_pool(policy_folder, workers)
 
 
@@ -181,13 +181,13 @@ def learner_ranks(ray_session: None, policy_folder: Path) -> LearnerRanks:
 
 @pytest.fixture
 def learner(learner_ranks: LearnerRanks) -> LearnerRanks:
-    """As it was at first."""
+    """The learner with its first weights."""
     learner_ranks.call("reset")
     return learner_ranks
 
 
 @pytest.fixture
 def restore(one_worker: RunningPool, policy_folder: Path) -> Iterator[None]:
-    """Leave the shared worker as it was found."""
+    """Give the shared worker its first weights back after the test."""
     yield
     asyncio.run(one_worker.pool.load_folder(str(policy_folder), 0))

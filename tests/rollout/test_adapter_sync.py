@@ -1,4 +1,4 @@
-"""An adapter by itself on the real engine: what it computes, what replaces it, and what is refused."""
+"""Updates that send only an adapter, on the real engine: what it computes, what replaces it, and what is refused."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def learner(ray_session, policy_folder: Path) -> OneRank:
 
 
 def difference(pool: RolloutPool, learner: OneRank) -> float:
-    """Largest |Δ logprob| between engine and learner, on other tokens than the publication's probe."""
+    """Largest |Δ logprob| between engine and learner, on other tokens than the update's probe."""
     tokens = np.random.default_rng(99).integers(0, 64, 100, dtype=np.int32)
     engine, expected = ray.get(
         [pool.workers[0].actor.probe.remote(tokens), learner.ranks[0].probe_logprobs.remote(tokens)]
@@ -97,7 +97,7 @@ def difference(pool: RolloutPool, learner: OneRank) -> float:
 
 
 def test_oracle_24_of_adapters(pool, learner):
-    """Every publication replaces the last; far fewer bytes travel than the model has."""
+    """Every update replaces the adapter; far fewer bytes travel than the model has."""
     assert difference(pool, learner) <= 1e-5, "a fresh adapter changes nothing"
     for version in (1, 2, 3):
         ray.get(learner.ranks[0].perturb.remote(version))
@@ -105,12 +105,12 @@ def test_oracle_24_of_adapters(pool, learner):
         assert asyncio.run(pool.sync_weights(version, learner)) == ["rollout-0"]
         assert difference(pool, learner) <= 1e-5
         assert ray.get(pool.workers[0].actor.version.remote()) == version
-    # Two layers of 7 matrices; rank 4 beside a width of 64.
+    # Two layers of 7 matrices of width 64, with rank 4.
     assert 0 < ray.get(learner.ranks[0].bytes_sent.remote()) < 40_000
 
 
 def test_a_folder_replaces_base_and_adapter_and_no_adapter_fits_it_afterwards(pool, learner, policy_folder, tmp_path):
-    """Evaluation reads whole models; what it leaves behind is not the base that adapters belong to."""
+    """Evaluation loads whole models; after that the engine does not have the base model of the adapters."""
     other = AutoModelForCausalLM.from_pretrained(policy_folder)
     with torch.no_grad():
         for parameter in other.parameters():

@@ -1,4 +1,4 @@
-"""Responses of the real engine: reproducible, complete, and of the policy they say."""
+"""Responses of the real engine: reproducible, complete, and labelled with the right policy."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_calls_overlap(one_worker: RunningPool, requests_for: Requests) -> None:
 def test_rollouts_arrive_as_they_finish_and_leaving_early_frees_the_engine(
     one_worker: RunningPool, requests_for: Requests, learner: LearnerRanks
 ) -> None:
-    """While some are generated, no publication; after leaving, one at once."""
+    """During generation a weight update is refused; after leaving it is possible at once."""
     pool = one_worker.pool
 
     async def leave_after_first() -> float:

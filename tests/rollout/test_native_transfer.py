@@ -1,4 +1,4 @@
-"""vLLM's own GPU transfer, as far as a CPU can see it: what each side is told."""
+"""vLLM's own GPU transfer, as far as it can be tested on a CPU: what each side is told."""
 
 from __future__ import annotations
 

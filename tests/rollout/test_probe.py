@@ -1,4 +1,4 @@
-"""What counts as agreement."""
+"""When a worker agrees with the learner on a probe."""
 
 from __future__ import annotations
 

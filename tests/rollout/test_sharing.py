@@ -13,7 +13,7 @@ from rlhf_ray.rollout.dispatch import share
     loads=st.lists(st.integers(0, 25), min_size=1, max_size=6),
     capacity=st.integers(1, 25),
 )
-def test_loads_end_level_and_nobody_is_overfull(waiting: int, loads: list[int], capacity: int) -> None:
+def test_loads_end_level_and_no_worker_is_overfull(waiting: int, loads: list[int], capacity: int) -> None:
     given_out = share(waiting, loads, capacity)
     after = [load + more for load, more in zip(loads, given_out, strict=True)]
     free = sum(max(capacity - load, 0) for load in loads)
@@ -21,7 +21,7 @@ def test_loads_end_level_and_nobody_is_overfull(waiting: int, loads: list[int], 
     for more, total in zip(given_out, after, strict=True):
         if more:
             assert total <= capacity
-            # Whoever got something is at most one above the least loaded worker that could take more.
+            # A worker that got requests is at most one above the least loaded worker.
             assert total <= min(after) + 1
 
 

@@ -1,4 +1,4 @@
-"""Packing weights: nothing is lost, nothing is copied twice, and a bucket stays a bucket."""
+"""Packing weights: nothing is lost, nothing is copied twice, and buckets keep their size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_tensor_larger_than_a_bucket_travels_alone() -> None:
 
 
 def test_packing_reads_one_tensor_at_a_time() -> None:
-    """A gathered tensor may be freed when the next is asked for: it must have been copied by then."""
+    """A gathered tensor may be freed when the next one is requested, so it must have been copied by then."""
 
     def gathered():
         for i in range(5):

@@ -1,4 +1,4 @@
-"""Weights from a learner to the real engine: exact, whole, or not used."""
+"""Weights from a learner to the real engine: they arrive exactly and completely, or the worker is not used."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("restore")
 
 
 def _difference(running: RunningPool, learner: LearnerRanks, length: int = 100) -> float:
-    """Largest |Δ logprob| between engine and learner, on other tokens than the publication's probe."""
+    """Largest |Δ logprob| between engine and learner, on other tokens than the update's probe."""
     tokens = np.random.default_rng(99).integers(0, 64, length, dtype=np.int32)
     engine = ray.get(running.pool.workers[0].actor.probe.remote(tokens))
     return float(np.abs(engine - learner.call("probe_logprobs", tokens)).max())
 
 
-def test_engine_and_learner_agree_after_every_publication(
+def test_engine_and_learner_agree_after_every_weight_update(
     one_worker: RunningPool, learner: LearnerRanks, requests_for: Requests
 ) -> None:
     """Oracle 24, with tied embeddings, in buckets smaller than the largest tensors."""
@@ -51,7 +51,7 @@ def test_engine_and_learner_agree_after_every_publication(
 def test_a_worker_that_disagrees_is_not_used_until_it_agrees(
     one_worker: RunningPool, learner: LearnerRanks, requests_for: Requests
 ) -> None:
-    """The learner sends other weights than those it answers the probe with."""
+    """The learner sends other weights than those with which it answers the probe."""
     learner.call("misbehave", error=0.01)
     with pytest.raises(NoWorkerLeft, match=r"rollout-0 is stale \(its log-probabilities on the probe differ"):
         one_worker.sync_weights(1, learner)
@@ -63,7 +63,7 @@ def test_a_worker_that_disagrees_is_not_used_until_it_agrees(
     assert len(one_worker.generate(requests_for(4))) == 4
 
 
-def test_a_publication_cut_off_leaves_no_way_to_the_torn_weights(
+def test_after_an_interrupted_update_the_torn_weights_cannot_be_used(
     one_worker: RunningPool, learner: LearnerRanks, requests_for: Requests
 ) -> None:
     learner.call("perturb", 1)
@@ -72,7 +72,7 @@ def test_a_publication_cut_off_leaves_no_way_to_the_torn_weights(
         one_worker.sync_weights(1, learner)
     [member] = one_worker.pool.workers
     assert member.state is State.STALE and "interrupted on purpose" in member.cause
-    with pytest.raises(TornWeights):  # even for whoever asks the worker behind the pool's back
+    with pytest.raises(TornWeights):  # also if the worker is called directly
         ray.get(member.actor.probe.remote(np.zeros(4, dtype=np.int32)))
     assert ray.get(member.actor.version.remote()) is None
     learner.call("misbehave")
@@ -80,9 +80,7 @@ def test_a_publication_cut_off_leaves_no_way_to_the_torn_weights(
     assert _difference(one_worker, learner) <= 1e-5
 
 
-def test_a_publication_that_leaves_a_parameter_out_is_refused_by_its_name(
-    one_worker: RunningPool, learner: LearnerRanks
-) -> None:
+def test_an_update_without_a_parameter_is_refused_by_its_name(one_worker: RunningPool, learner: LearnerRanks) -> None:
     learner.call("misbehave", left_out="model.norm.weight")
     with pytest.raises(NoWorkerLeft, match=r"IncompleteWeights: 1 parameters were not sent, such as \['model.norm"):
         one_worker.sync_weights(1, learner)
@@ -90,14 +88,14 @@ def test_a_publication_that_leaves_a_parameter_out_is_refused_by_its_name(
     assert one_worker.sync_weights(1, learner) == ["rollout-0"]
 
 
-def test_requests_wait_while_a_publication_is_under_way(
+def test_requests_wait_during_a_weight_update(
     one_worker: RunningPool, learner: LearnerRanks, requests_for: Requests
 ) -> None:
     async def both() -> list:
-        publication = asyncio.create_task(one_worker.pool.sync_weights(7, learner))
+        update = asyncio.create_task(one_worker.pool.sync_weights(7, learner))
         await asyncio.sleep(0)
         rollouts = [rollout async for rollout in one_worker.pool.generate(requests_for(3))]
-        assert publication.done()
+        assert update.done()
         return rollouts
 
     assert all(set(rollout.versions) == {7} for rollout in asyncio.run(both()))

@@ -1,4 +1,4 @@
-"""A worker killed while it generates: every request is answered exactly once, with the tokens it would have had."""
+"""A worker is killed while it generates: every request is still answered exactly once, with the same tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlhf_ray.types import Rollout, RolloutRequest
 if TYPE_CHECKING:
     from conftest import LearnerRanks, RunningPool
 
-# Ray's workers cannot import a test module: its functions travel with their code.
+# Ray's workers cannot import a test module, so its functions are pickled with their code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 Requests = Callable[..., list[RolloutRequest]]
@@ -64,14 +64,14 @@ def test_a_killed_workers_requests_are_answered_by_the_other(
     died, redispatched = two_workers.events[-2:]
     assert (died.kind, died.worker, redispatched.kind) == ("died", "rollout-1", "redispatched")
     assert 0 < len(redispatched.requests) <= seen_loads[1]
-    # The pool goes on with whoever is left, publications too.
+    # The pool goes on with the other worker, also with weight updates.
     assert two_workers.sync_weights(1, learner) == ["rollout-0"]
 
 
 def test_an_engine_that_fails_in_a_living_process_is_a_dead_worker(
     two_workers: RunningPool, requests_for: Requests
 ) -> None:
-    """With nobody left, the error names what became of each."""
+    """If no worker is left, the error names the state of each."""
     [survivor] = [member for member in two_workers.pool.workers if member.state is State.READY]
     ray.get(survivor.actor.__ray_call__.remote(_spoil_a_layer))
     assert ray.get(survivor.actor.version.remote()) == 1  # the process answers
@@ -83,6 +83,6 @@ def test_an_engine_that_fails_in_a_living_process_is_a_dead_worker(
 
 def _spoil_a_layer(worker: RolloutWorker) -> None:
     """Make the next forward pass raise, for real."""
-    stepper = worker._engine._engine_thread
-    model = stepper.llm.model_executor.driver_worker.worker.model_runner.get_model()
+    thread = worker._engine._engine_thread
+    model = thread.llm.model_executor.driver_worker.worker.model_runner.get_model()
     model.model.norm.weight = torch.nn.Parameter(torch.zeros(3))

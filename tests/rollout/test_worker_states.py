@@ -1,4 +1,4 @@
-"""The life of a worker: which roads lead to being used."""
+"""The states of a worker: which transitions make it READY."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_ray.rollout.workers import State, WorkerTransition, next_state
 
 
 @given(st.lists(st.sampled_from(list(WorkerTransition)), max_size=12))
-def test_whoever_is_used_started_or_was_confirmed_after_its_last_update(transitions: list[WorkerTransition]) -> None:
+def test_a_ready_worker_has_started_or_was_confirmed_after_its_last_update(transitions: list[WorkerTransition]) -> None:
     state, seen = State.STARTING, []
     for transition in transitions:
         try:
@@ -24,7 +24,7 @@ def test_whoever_is_used_started_or_was_confirmed_after_its_last_update(transiti
 
 
 @given(st.sampled_from(list(WorkerTransition)))
-def test_the_dead_stay_dead(transition: WorkerTransition) -> None:
+def test_a_dead_worker_stays_dead(transition: WorkerTransition) -> None:
     if transition is WorkerTransition.DIED:
         assert next_state(State.DEAD, transition) is State.DEAD
     else:
