@@ -1,7 +1,6 @@
-"""What there is to know of a data file before anything trains on it: counts, lengths, duplicates, leaks, biases. Pure.
+"""The figures of `rlhf-ray data check`: counts, lengths, duplicates, leaks, biases and token counts of a data file.
 
-Invariants: a file is read once for every kind of record that its format holds; texts are compared as they are and normalised
-(case, white space, punctuation), since a copy with another full stop leaks as much.
+Texts are compared both exactly and normalised (case, white space, punctuation), because a copy with other punctuation leaks too.
 """
 
 from __future__ import annotations
@@ -15,31 +14,31 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.data.formats import PARSERS, Format, detect_format
-from rlhf_ray.data.limits import Record
-from rlhf_ray.data.records import Demonstration, Edit, Messages, Pair, PromptRecord, Ranking, Scored
+from rlhf_ray.data.readers import Kind
+from rlhf_ray.data.records import Messages, Pair, Record, answers_of, prompt_of
 from rlhf_ray.data.rows import DataError, Malformed, Row, load_rows
 from rlhf_ray.data.tokenize import Dialogue, encode_dialogue, encode_prompt
 from rlhf_ray.models.loading import check_model_folder, load_tokenizer, local_folder
 
-_ORDER = ("rankings", "pairs", "scores", "edits", "demonstrations", "prompts")
-"""A format's main kind is the first of these that it holds: the others follow from it."""
+_KINDS: tuple[Kind, ...] = ("rankings", "pairs", "scores", "edits", "demonstrations", "prompts")
+"""A format's main kind is the first of these that it has; its other kinds are derived from the same rows."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """One source, read."""
+    """The rows of one source."""
 
     format: Format
-    kinds: tuple[str, ...]
-    """Kinds of records that the format holds, the main one first."""
+    kinds: tuple[Kind, ...]
+    """Kinds of records that the format has, the main kind first."""
     records: tuple[Record, ...]
-    """Of the main kind."""
+    """Records of the main kind."""
     malformed: tuple[Malformed, ...]
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of texts, in characters or tokens."""
+    """Lengths of texts, in characters or tokens."""
 
     median: float
     p95: float
@@ -48,25 +47,25 @@ class Lengths:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """Of choices between two."""
+    """Figures of choices between two answers."""
 
     ties: int
     soft: int
-    """Labels between a tie and a clear choice."""
+    """Number of labels between a tie and a clear choice."""
     conflicting: int
-    """Choices that another row contradicts: the same two answers, the other way round."""
+    """Number of choices that another row contradicts: the same two answers with the opposite choice."""
     longer_chosen: float | None
-    """Share of decided pairs with answers of different lengths whose longer one was chosen; ½ is no bias."""
+    """Share of pairs without a tie whose longer answer was chosen, among answers of different lengths; ½ is no bias."""
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """Rows whose prompt is in the other source, too."""
+    """Number of rows whose prompt is also in the other source."""
 
     exact: int
-    """Word for word,"""
+    """Equal word for word."""
     normalised: int
-    """or but for case, white space and punctuation; these include the former."""
+    """Equal except for case, white space and punctuation; includes `exact`."""
 
 
 @dataclass(frozen=True)
@@ -79,33 +78,34 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Check:
-    """Everything that `data check` says of a source, for people and programs."""
+    """All figures of a source; `data check --json` prints them under these names."""
 
     format: Format
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     rows: int
-    """Readable ones."""
+    """Number of readable rows."""
     malformed: tuple[Flaw, ...]
     prompts: Lengths
-    """Characters."""
+    """In characters."""
     answers: Lengths | None
-    """Characters."""
+    """In characters."""
     repeated_prompts: int
-    """Rows whose prompt an earlier row has."""
+    """Number of rows whose prompt is in an earlier row."""
     repeated_rows: int
-    """Rows that say what an earlier row says."""
+    """Number of rows with the same prompt, answers and label as an earlier row."""
     leaks: Leaks | None
-    """None: there is no other source."""
+    """None: no other source was given."""
     annotators: dict[str, int]
     groups: dict[str, int]
     pairs: PairFigures | None
 
 
 def read_all(location: str, format: Format = "auto", split: str = "train", subset: str | None = None) -> Contents:
-    """All rows of a source as records of its main kind; malformed ones are kept as such.
+    """All rows of a source as records of its main kind, and the malformed rows.
 
     Raises:
-        FileNotFoundError: there is no such file. DataError: there is no readable row at all.
+        FileNotFoundError: there is no such file.
+        DataError: no row can be read.
     """
     records: list[Record] = []
     malformed: list[Malformed] = []
@@ -125,7 +125,7 @@ def read_all(location: str, format: Format = "auto", split: str = "train", subse
 
 
 def check(contents: Contents, against: Contents | None = None) -> Check:
-    """The figures of a source, and what it shares with another one."""
+    """The figures of a source, and the prompts that it shares with another one."""
     records = contents.records
     prompts = [prompt_of(record) for record in records]
     answers = [_text(answer) for record in records for answer in answers_of(record)]
@@ -146,33 +146,13 @@ def check(contents: Contents, against: Contents | None = None) -> Check:
     )
 
 
-def prompt_of(record: Record) -> Messages:
-    """What was to be answered."""
-    if isinstance(record, Demonstration):
-        return record.messages[:-1]
-    return record.messages if isinstance(record, PromptRecord) else record.prompt
-
-
-def answers_of(record: Record) -> tuple[Messages, ...]:
-    """What answers it, if anything."""
-    if isinstance(record, Demonstration):
-        return (record.messages[-1:],)
-    if isinstance(record, Pair):
-        return record.chosen, record.rejected
-    if isinstance(record, Ranking):
-        return record.responses
-    if isinstance(record, Edit):
-        return record.original, record.edited
-    return (record.response,) if isinstance(record, Scored) else ()
-
-
 def lengths(sizes: Sequence[int]) -> Lengths:
     """Median, 95th percentile and maximum."""
     return Lengths(float(np.median(sizes)), float(np.percentile(sizes, 95)), max(sizes))
 
 
-def _kinds(format: Format) -> tuple[str, ...]:
-    return tuple(kind for kind in _ORDER if format in PARSERS[kind])
+def _kinds(format: Format) -> tuple[Kind, ...]:
+    return tuple(kind for kind in _KINDS if format in PARSERS[kind])
 
 
 def _leaks(prompts: Sequence[Messages], elsewhere: Sequence[Messages]) -> Leaks:
@@ -205,10 +185,10 @@ def _key(messages: Messages) -> tuple[tuple[str, str], ...]:
 
 
 def _content(record: Record) -> tuple:
-    """What a row says, without who said it and its id."""
-    said = (getattr(record, name, None) for name in ("preference", "ranks"))
-    marks = tuple(sorted(getattr(record, "scores", {}).items()))
-    return _key(prompt_of(record)), tuple(map(_key, answers_of(record))), *said, marks
+    """The prompt, answers and label of a row, without its annotator and id."""
+    label = (getattr(record, name, None) for name in ("preference", "ranks"))
+    ratings = tuple(sorted(getattr(record, "scores", {}).items()))
+    return _key(prompt_of(record)), tuple(map(_key, answers_of(record))), *label, ratings
 
 
 def _normalised(messages: Messages) -> str:
@@ -217,14 +197,14 @@ def _normalised(messages: Messages) -> str:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Of whole dialogues: a prompt with one answer, or without where there is none."""
+    """Token counts of prompts and of whole dialogues (a prompt with one answer, if the record has answers)."""
 
     dialogues: Lengths
     prompts: Lengths
     learned: float
-    """Share of the dialogues' tokens that the assistant says: those that a fine-tuning learns."""
+    """Share of the dialogues' tokens that fine-tuning would learn: those of the assistant's turns."""
     too_long: int | None
-    """Records with a dialogue above the limit."""
+    """Number of records with a dialogue longer than the limit; None without a limit."""
 
 
 def load_for_counting(model: str) -> PreTrainedTokenizerBase:
@@ -235,7 +215,7 @@ def load_for_counting(model: str) -> PreTrainedTokenizerBase:
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, records: Iterable[Record], limit: int | None) -> TokenCounts:
-    """Token counts by the tokenizer's own chat template."""
+    """Token counts by the tokenizer's chat template."""
     encoded = [dialogues(tokenizer, record) for record in records]
     prompts = [len(encode_prompt(tokenizer, prompt_of(record))) for record in records]
     everything = [dialogue for record in encoded for dialogue in record]
@@ -246,6 +226,6 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, records: Iterable[Record], 
 
 
 def dialogues(tokenizer: PreTrainedTokenizerBase, record: Record) -> list[Dialogue]:
-    """Each answer with its prompt before it, the chosen or best-placed one first as the record has them."""
+    """Each answer of a record after its prompt, in the record's order; the prompt alone if there is no answer."""
     prompt = prompt_of(record)
     return [encode_dialogue(tokenizer, prompt + answer) for answer in answers_of(record) or ((),)]

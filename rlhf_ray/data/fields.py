@@ -1,7 +1,7 @@
-"""What every row format has in common: turns, from text or messages, and what a row says of itself.
+"""The parts that all row formats share: turns from text or messages, label fields and metadata.
 
 Invariants: plain text is the content of one turn, the user's in a prompt and the assistant's in an answer; a label's numbers
-are finite and in their range; whatever is wrong is a ValueError that names the key.
+are finite and in their range; every problem is a ValueError that names the key.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 
 from rlhf_ray.data.records import Message, Messages, messages_of
 
-Row = dict[str, Any]
+Cells = dict[str, Any]
+"""The values of one row, by key."""
 
 
-def value_at(row: Row, *path: str) -> Any:
-    """`row[path[0]][path[1]]…`. Raises ValueError naming what is missing."""
+def value_at(row: Cells, *path: str) -> Any:
+    """`row[path[0]][path[1]]…`. Raises ValueError naming the missing key."""
     value: Any = row
     for depth, key in enumerate(path):
         if not isinstance(value, dict) or key not in value:
@@ -28,19 +29,19 @@ def value_at(row: Row, *path: str) -> Any:
 
 
 def prompt_turns(value: Any, what: str = "prompt") -> Messages:
-    """A dialogue to answer, from a list of messages or the user's text."""
+    """The dialogue to answer, from a list of messages or the user's text."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     turns = messages_of(value, what)
     if turns[-1]["role"] == "assistant":
-        raise ValueError(f"{what} must end with a turn to answer, not with the assistant's")
+        raise ValueError(f"{what} must end with a turn to answer, not with the assistant's turn")
     return turns
 
 
 def answer_turns(value: Any, what: str, prompt: Messages = ()) -> Messages:
-    """What follows a prompt, from a list of messages, one message, or the assistant's text.
+    """The turns after a prompt, from a list of messages, one message, or the assistant's text.
 
-    Some data sets repeat the prompt before every answer (UltraFeedback as TRL publishes it): it is not said twice.
+    Some data sets repeat the prompt before every answer (UltraFeedback as TRL publishes it); it is removed.
     """
     if isinstance(value, str):
         value = [{"role": "assistant", "content": value}]
@@ -49,26 +50,26 @@ def answer_turns(value: Any, what: str, prompt: Messages = ()) -> Messages:
     turns = messages_of(value, what, ends_with="assistant")
     turns = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
     if turns[0]["role"] != "assistant":
-        raise ValueError(f"{what} must begin with the assistant's turn, or with the whole prompt and then that")
+        raise ValueError(f"{what} must begin with the assistant's turn, or with the whole prompt followed by it")
     return turns
 
 
-def about(row: Row) -> dict[str, Any]:
-    """Metadata, annotator and group; absent ones are left to the record's defaults."""
+def row_info(row: Cells) -> dict[str, Any]:
+    """Metadata, annotator and group of a row, as arguments of its record."""
     metadata = {} if row.get("metadata") is None else row["metadata"]
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata must be an object, not {type(metadata).__name__}")
     return {"metadata": metadata, "annotator": _name(row, "annotator"), "group": _name(row, "group")}
 
 
-def label(row: Row) -> dict[str, Any]:
-    """`about`, and the label's weight."""
+def label_info(row: Cells) -> dict[str, Any]:
+    """`row_info`, and the weight of the label."""
     weight = number(row, "weight", at_least=0.0)
-    return {**about(row), "weight": 1.0 if weight is None else weight}
+    return {**row_info(row), "weight": 1.0 if weight is None else weight}
 
 
-def number(row: Row, key: str, at_least: float = -math.inf, at_most: float = math.inf) -> float | None:
-    """A finite number in its range; None where the row has none."""
+def number(row: Cells, key: str, at_least: float = -math.inf, at_most: float = math.inf) -> float | None:
+    """A finite number in its range; None if the row has none."""
     value = row.get(key)
     if value is None or value == "":
         return None
@@ -81,16 +82,16 @@ def number(row: Row, key: str, at_least: float = -math.inf, at_most: float = mat
     return result
 
 
-def flag(row: Row, key: str) -> bool:
-    """Yes or no, also as 1 and 0 or as a CSV file has it. Raises ValueError where the row does not say."""
+def flag(row: Cells, key: str) -> bool:
+    """True or false, also from 1 and 0 or text. Raises ValueError for anything else."""
     value = value_at(row, key)
     known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    if (said := known.get(str(value).lower())) is None:
+    if (result := known.get(str(value).lower())) is None:
         raise ValueError(f"{key} must be true or false, not {str(value)[:60]!r}")
-    return said
+    return result
 
 
-def _name(row: Row, key: str) -> str | None:
+def _name(row: Cells, key: str) -> str | None:
     value = row.get(key)
     if isinstance(value, dict | list):
         raise ValueError(f"{key} must be a name, not {str(value)[:60]!r}")
@@ -102,10 +103,9 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_transcript(text: str, what: str = "transcript") -> Messages:
-    """Turns of one transcript. Raises ValueError (naming it as `what`) where it has no turns, an empty one, or a wrong
-    end.
+    """The turns of an hh-rlhf transcript. Raises ValueError (naming it as `what`) if it is not one.
 
-    Neighbouring turns of one speaker are one turn with a blank line between, since chat templates expect speakers to
+    Consecutive turns of one speaker become one turn with a blank line between, because chat templates expect speakers to
     alternate.
     """
     if not isinstance(text, str) or not text.strip():
@@ -130,7 +130,7 @@ def parse_transcript(text: str, what: str = "transcript") -> Messages:
 def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
     """(prompt, chosen continuation, rejected continuation) of two dialogues.
 
-    Raises ValueError where they are equal, or where they do not share at least the first user's turn.
+    Raises ValueError if they are equal or do not share at least the first user's turn.
     """
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same dialogue")
@@ -139,7 +139,7 @@ def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages
         if one != other:
             break
         shared += 1
-    # Both sides must go on with the assistant and have something left to say.
+    # Both continuations must have at least one turn and begin with the assistant's.
     shared = min(shared, len(chosen) - 1, len(rejected) - 1)
     while shared and chosen[shared - 1]["role"] == "assistant":
         shared -= 1

@@ -1,8 +1,8 @@
 """What happens to a dialogue that has more tokens than a limit.
 
-Invariants: an answer is never cut, and neither is a turn: truncation leaves out the oldest turns of what comes before, as few as
-it takes, keeps the system's, and begins with the user's; feedback is dropped rather than truncated, since people said it of the
-whole dialogue; nothing is left out uncounted.
+Invariants: an answer or a turn is never cut: truncation removes as few of the oldest turns as necessary, keeps the system's
+turn, and begins with a user's; feedback is left out rather than truncated, because people gave it for the whole dialogue;
+everything that is left out is counted.
 """
 
 from __future__ import annotations
@@ -11,37 +11,36 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from rlhf_ray.data.records import Demonstration, Edit, Messages, Pair, PromptRecord, Ranking, Scored
+from rlhf_ray.data.records import Demonstration, Messages, PromptRecord, Record
 
 TooLong = Literal["drop", "truncate", "fail"]
-Record = Demonstration | Pair | Ranking | Scored | Edit | PromptRecord
 R = TypeVar("R", bound=Record)
 E = TypeVar("E")
 
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """Most tokens, and what to do with what has more."""
+    """The most tokens that an item may have, and what to do with longer ones."""
 
     tokens: int
     too_long: TooLong = "drop"
     key: str = "the limit"
-    """The config key that sets it, for messages to people."""
+    """The config key of the limit, for messages."""
 
 
 @dataclass(frozen=True)
 class Encoded(Generic[E]):
-    """What fits, and how many items did not."""
+    """The items within a limit, and how many were too long."""
 
     items: tuple[E, ...]
     too_long: int
-    """Left out."""
+    """Items that were left out."""
     shortened: int = 0
-    """Among `items`: those that lost old turns."""
+    """Number of `items` that lost old turns."""
 
 
 def fit(records: Iterable[R], encode: Callable[[R], E], length: Callable[[E], int], limit: LengthLimit) -> Encoded[E]:
-    """Encode each record, or under `truncate` the longest part of it that fits."""
+    """Encode each record. With `truncate`, a record that is too long is encoded without its oldest turns."""
     items: list[E] = []
     too_long = shortened = 0
     for record in records:
@@ -61,7 +60,7 @@ def fit(records: Iterable[R], encode: Callable[[R], E], length: Callable[[E], in
 def with_fewer_turns(record: R) -> Iterator[R]:
     """The record without its oldest turns, one exchange fewer each time, down to the last turn before the answer.
 
-    Nothing for feedback: what somebody preferred in view of the whole dialogue is no preference in view of its end.
+    Yields nothing for feedback: a preference given for the whole dialogue does not hold for its end alone.
     """
     if isinstance(record, Demonstration):
         last = max((i for i, turn in enumerate(record.messages) if turn["role"] == "user"), default=0)

@@ -1,8 +1,7 @@
-"""Reads records of any kind from a file or a hub data set, in any format of formats.py.
+"""Reads records of one kind from a file or a hub data set, in any format of formats.py.
 
-Invariants: one row gives its records or is malformed, never half; malformed rows are fatal or quarantined by a setting, and
-rows without a record of the kind that is asked for are counted, so none is silently lost; a source from which nothing can be
-read is an error whatever the setting.
+Invariants: a row gives all its records or is malformed; malformed rows are fatal or quarantined, depending on a setting, and
+rows without a record of the requested kind are counted, so no row is lost silently; a source without any record is an error.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_ray.data.formats import PARSERS, Format, detect_format
-from rlhf_ray.data.limits import Record
-from rlhf_ray.data.records import PromptRecord
+from rlhf_ray.data.records import PromptRecord, Record
 from rlhf_ray.data.rows import DataError, Malformed, load_rows
-
-__all__ = ["DataError", "Kind", "Loaded", "OnMalformed", "Source", "load"]
 
 OnMalformed = Literal["fail", "quarantine"]
 Parsed = Record | tuple[Record, ...]
@@ -28,18 +24,18 @@ Kind = Literal["demonstrations", "pairs", "rankings", "scores", "edits", "prompt
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was read from one source."""
+    """The records of one source."""
 
     records: tuple[Record, ...]
     quarantined: int
-    """Number of malformed rows left out."""
-    without: int = 0
-    """Number of rows that hold no such record: nobody called an answer good enough to imitate."""
+    """Number of malformed rows that were left out."""
+    without_record: int = 0
+    """Number of rows without a record of this kind, such as a tie, which has no answer to imitate."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where to read, and how to treat what is malformed."""
+    """Where to read from, and what to do with malformed rows."""
 
     location: str | Path
     """A JSONL, CSV or Parquet file, or the name of a hub data set."""
@@ -47,27 +43,27 @@ class Source:
     split: str = "train"
     """Only for hub data sets."""
     subset: str | None = None
-    """Only for hub data sets that have several: which."""
+    """Only for hub data sets with several subsets."""
     limit: int | None = None
-    """Stop after so many records; what comes behind them is not read."""
+    """Stop after this many records, without reading the rest."""
     on_malformed: OnMalformed = "fail"
     quarantine: Path | None = None
-    """Where malformed rows are written, with numbers and reasons; None: they are only counted."""
+    """File for malformed rows with their numbers and reasons; None: they are only counted."""
 
 
 def load(kind: Kind, source: Source) -> Loaded:
-    """All records of a kind that a source holds. Prompts get an id that is unique in the source.
+    """All records of one kind in a source. Each prompt gets an id that is unique in the source.
 
-    Raises FileNotFoundError where there is no such file; DataError where a line is malformed and that is fatal, or
-    where nothing can be read.
+    Raises FileNotFoundError if there is no such file; DataError if a malformed line is fatal or there is no record.
     """
     loaded = _load(source, PARSERS[kind])
-    return replace(loaded, records=tuple(_with_own_ids(loaded.records))) if kind == "prompts" else loaded
+    return replace(loaded, records=tuple(_with_unique_ids(loaded.records))) if kind == "prompts" else loaded
 
 
-def _with_own_ids(prompts: Iterable[PromptRecord]) -> Iterator[PromptRecord]:
+def _with_unique_ids(prompts: Iterable[Record]) -> Iterator[PromptRecord]:
     seen: Counter[str] = Counter()
     for prompt in prompts:
+        assert isinstance(prompt, PromptRecord)
         seen[prompt.id] += 1
         again = f"-{seen[prompt.id]}" if seen[prompt.id] > 1 else ""
         yield replace(prompt, id=prompt.id + again)
@@ -76,18 +72,18 @@ def _with_own_ids(prompts: Iterable[PromptRecord]) -> Iterator[PromptRecord]:
 def _load(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Parsed]]) -> Loaded:
     records: list[Record] = []
     malformed: list[Malformed] = []
-    without = 0
+    without_record = 0
     for found in _parsed(source, parsers):
         if not isinstance(found, Malformed):
-            several = found if isinstance(found, tuple) else (found,)
-            without += not several
-            records += several
+            found_records = found if isinstance(found, tuple) else (found,)
+            without_record += not found_records
+            records += found_records
             if source.limit is not None and len(records) >= source.limit:
                 break
         elif source.on_malformed == "fail":
             raise DataError(
                 f"{source.location}, {found.place}: {found.reason}. "
-                f"Mend the {found.unit}, or set on_malformed to quarantine to leave such {found.unit}s out"
+                f"Correct the {found.unit}, or set data.on_malformed to quarantine to leave malformed {found.unit}s out"
             )
         else:
             malformed.append(found)
@@ -96,16 +92,16 @@ def _load(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Parse
         source.quarantine.parent.mkdir(parents=True, exist_ok=True)
         source.quarantine.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if not records:
-        raise DataError(f"{source.location}{_emptiness(malformed, without)}")
-    return Loaded(tuple(records[: source.limit]), len(malformed), without)
+        raise DataError(f"{source.location}{_why_empty(malformed, without_record)}")
+    return Loaded(tuple(records[: source.limit]), len(malformed), without_record)
 
 
-def _emptiness(malformed: Sequence[Malformed], without: int) -> str:
-    if malformed and not without:
+def _why_empty(malformed: Sequence[Malformed], without_record: int) -> str:
+    if malformed and not without_record:
         first = malformed[0]
         return f": all {len(malformed)} {first.unit}s are malformed; {first.place}: {first.reason}"
-    if without:
-        return f": no record of this kind in {without} good rows, besides {len(malformed)} malformed ones"
+    if without_record:
+        return f": no record of this kind in {without_record} valid rows; {len(malformed)} others are malformed"
     return " is empty: it must hold at least one row"
 
 
@@ -119,7 +115,9 @@ def _parsed(source: Source, parsers: dict[Format, Callable[[dict[str, Any]], Par
             if format == "auto":
                 format = detect_format(row.value)
             if format not in parsers:
-                raise ValueError(f"format {format} holds no such records; those that do are {', '.join(parsers)}")
+                raise ValueError(
+                    f"format {format} has no such records; formats that have them are {', '.join(parsers)}"
+                )
             yield parsers[format](row.value)
         except ValueError as error:
             yield row.malformed(str(error))

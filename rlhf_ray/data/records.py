@@ -1,7 +1,7 @@
-"""What data files hold, once read: prompts, and what people said of answers to them.
+"""The records of data files: prompts, demonstrations, and people's feedback on answers.
 
-Invariants: records are immutable and valid by construction (`messages` below); a prompt's id is a function of its turns
-alone unless the file names one, so it is the same in every run and process.
+Invariants: records are immutable, and their turns were checked by `messages_of`; a prompt's id depends only on its turns unless
+the file names one, so it is the same in every run and process.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two continuations of one dialogue, and which of them somebody chose."""
+    """Two continuations of one dialogue, and which of them an annotator chose."""
 
     prompt: Messages
     """The shared dialogue; the last turn is not the assistant's."""
     chosen: Messages
-    """What follows in the chosen one: usually one turn; the last is the assistant's."""
+    """The chosen continuation: usually one turn; the last is the assistant's."""
     rejected: Messages
     metadata: dict[str, Any] = field(default_factory=dict)
     annotator: str | None = None
     group: str | None = None
     preference: float = 1.0
-    """Probability that `chosen` is the better one: 1 is a clear choice, ½ a tie, anything between a soft label."""
+    """Probability that `chosen` is better: 1 is a clear choice, ½ a tie, any other value a soft label."""
     margin: float | None = None
-    """By how much, on the annotator's scale; None: not said."""
+    """How much better it is, on the annotator's scale; None: not given."""
     weight: float = 1.0
-    """How much the label counts, relative to others."""
+    """Weight of the label, relative to others."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Several answers to one dialogue, in somebody's order."""
+    """Several answers to one dialogue, ordered by an annotator."""
 
     prompt: Messages
     responses: tuple[Messages, ...]
     """At least two; each ends with the assistant's turn."""
     ranks: tuple[int, ...]
-    """One for each response: 1 is the best, equal numbers tie."""
+    """One rank for each response: 1 is the best, equal ranks are ties."""
     metadata: dict[str, Any] = field(default_factory=dict)
     annotator: str | None = None
     group: str | None = None
@@ -69,13 +69,13 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Scored:
-    """One answer and somebody's marks for it."""
+    """One answer and an annotator's ratings of it."""
 
     prompt: Messages
     response: Messages
     """Ends with the assistant's turn."""
     scores: dict[str, float]
-    """By aspect; a single mark has the aspect `overall`."""
+    """Ratings by aspect; a single rating has the aspect `overall`."""
     metadata: dict[str, Any] = field(default_factory=dict)
     annotator: str | None = None
     group: str | None = None
@@ -84,7 +84,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Edit:
-    """An answer and somebody's correction of it."""
+    """An answer and an annotator's correction of it."""
 
     prompt: Messages
     original: Messages
@@ -106,10 +106,33 @@ class PromptRecord:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def messages_of(value: Any, what: str, *, ends_with: str | None = None) -> Messages:
-    """Checks one list of turns. `what` names it in errors; `ends_with` is the role that the last turn must have.
+Record = Demonstration | Pair | Ranking | Scored | Edit | PromptRecord
 
-    Raises ValueError naming the turn that is wrong.
+
+def prompt_of(record: Record) -> Messages:
+    """The dialogue that a record answers."""
+    if isinstance(record, Demonstration):
+        return record.messages[:-1]
+    return record.messages if isinstance(record, PromptRecord) else record.prompt
+
+
+def answers_of(record: Record) -> tuple[Messages, ...]:
+    """A record's answers to its prompt. A `PromptRecord` has none."""
+    if isinstance(record, Demonstration):
+        return (record.messages[-1:],)
+    if isinstance(record, Pair):
+        return record.chosen, record.rejected
+    if isinstance(record, Ranking):
+        return record.responses
+    if isinstance(record, Edit):
+        return record.original, record.edited
+    return (record.response,) if isinstance(record, Scored) else ()
+
+
+def messages_of(value: Any, what: str, *, ends_with: str | None = None) -> Messages:
+    """Check a list of turns. `what` names it in errors; `ends_with` is the role that the last turn must have.
+
+    Raises ValueError naming the invalid turn.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise ValueError(f"{what} must be a list of at least one turn, not {_shown(value)}")

@@ -1,8 +1,8 @@
-"""Rows of a data source, one by one, with their numbers: a file (JSONL, CSV, Parquet), or a hub data set or folder of one.
+"""The rows of a data source with their numbers. A source is a file (JSONL, CSV, Parquet), a hub data set, or a folder of one.
 
-Invariants: rows come in the source's order and are read as they are asked for; they are numbered from 1, lines as an editor
-numbers them; a line that is no row is not skipped here but yielded as `Malformed`, since what to do about it is the reader's
-setting; blank lines are not rows; a key without a value (null, an empty cell) is not there.
+Invariants: rows come in the source's order and are read lazily; they are numbered from 1, lines as in an editor; a line that
+is not a row is yielded as `Malformed`, because a setting of the caller decides what to do with it; blank lines are skipped; a
+key without a value (null, an empty cell) is removed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, Literal
 from rlhf_ray.errors import InputError
 
 Unit = Literal["line", "row"]
-"""What is counted: lines of a text file, or rows of a Parquet file or a hub data set."""
+"""What the numbers count: lines of a text file, or rows of a Parquet file or a hub data set."""
 
 
 class DataError(InputError, ValueError):
-    """A data source that cannot be used: the message names the source, the line and what is wrong with it."""
+    """A data source cannot be used. The message names the source, the line and the problem."""
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """A line that could not be used, and why."""
+    """A row that cannot be used, and the reason."""
 
     number: int
     text: str
@@ -36,7 +36,7 @@ class Malformed:
 
     @property
     def place(self) -> str:
-        """`line 3`."""
+        """Such as `line 3`."""
         return f"{self.unit} {self.number}"
 
 
@@ -47,12 +47,12 @@ class Row:
     number: int
     """From 1."""
     text: str
-    """The line as it stands in the file, or the row as JSON."""
+    """The line as it is in the file, or the row as JSON."""
     value: dict[str, Any]
     unit: Unit = "line"
 
     def malformed(self, reason: str) -> Malformed:
-        """The same row, found to be of no use."""
+        """This row as a malformed one."""
         return Malformed(self.number, self.text, reason, self.unit)
 
 
@@ -61,10 +61,10 @@ def load_rows(
 ) -> Iterator[Row | Malformed]:
     """Rows of a file, or of a data set's `split` where `source` is a folder or not a path.
 
-    A file's ending says what it is: `.parquet`, `.csv`, and JSONL for any other. A name with an ending (`pairs.jsonl`),
-    or one that starts with `.`, `~` or `/`, is a path. With a `limit` a hub's rows are fetched as they are read, where all
-    of a data set is downloaded otherwise; the caller stops. Raises FileNotFoundError for a path where there is nothing, and
-    DataError where what is there cannot be read.
+    The file type follows from the suffix: `.parquet`, `.csv`, and JSONL for all others. A name with a suffix
+    (`pairs.jsonl`), or one that starts with `.`, `~` or `/`, is a path. With a `limit`, the rows of a hub data set are
+    streamed instead of downloaded all at once; the caller stops at the limit. Raises FileNotFoundError if a path does not
+    exist, and DataError if the source cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -77,7 +77,7 @@ def load_rows(
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | Malformed]:
-    # Bytes that are no UTF-8 must cost one line, not the file; some editors put a byte order mark before the first.
+    # Invalid UTF-8 makes one line malformed, not the file. Some editors write a byte order mark before the first line.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -99,7 +99,7 @@ def parse_line(number: int, text: str) -> Row | Malformed:
 
 
 def _present(value: dict[str, Any]) -> dict[str, Any]:
-    """Tables, and files made of them, have every column in every row: an empty one is a key that is not there."""
+    """Without null values: tables, and files made from them, have every column in every row."""
     return {key: cell for key, cell in value.items() if cell is not None}
 
 
@@ -109,9 +109,9 @@ def _csv_rows(path: Path) -> Iterator[Row | Malformed]:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
         if len(set(header)) < len(header):
-            raise DataError(f"{path}, line 1: a column stands twice in the header {', '.join(header)}")
+            raise DataError(f"{path}, line 1: a column is twice in the header {', '.join(header)}")
         while True:
-            number = reader.line_num + 1  # a cell may hold several lines: the row is where its first one is
+            number = reader.line_num + 1  # a cell may have several lines; a row has the number of its first line
             try:
                 cells = next(reader, None)
             except csv.Error as error:
@@ -138,11 +138,11 @@ def _csv_row(number: int, header: Sequence[str], cells: Sequence[str]) -> Row | 
 
 
 _TEXTS = {"prompt", "completion", "chosen", "rejected", "response", "original", "edited", "question", "answer"}
-"""Columns in which brackets are a part of the text, unless they hold turns."""
+"""Columns in which text in brackets stays text, unless it is a list of turns."""
 
 
 def _cell(column: str, text: str) -> Any:
-    """Lists and objects that a cell holds as JSON, as they are meant; anything else is text."""
+    """The value of a cell: JSON lists and objects are parsed, everything else is text."""
     if text[0] not in "[{" or text[-1] not in "]}":
         return text
     if re.match(r"\[?\s*\{\s*'(role|content)'", text):
@@ -150,7 +150,7 @@ def _cell(column: str, text: str) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
-        return text  # in brackets by chance
+        return text  # in brackets, but not JSON
     turns = isinstance(value, list) and value and all(isinstance(turn, dict) and "role" in turn for turn in value)
     return value if turns or column not in _TEXTS else text
 
@@ -185,5 +185,5 @@ def _hub_rows(name: str, split: str, subset: str | None, streaming: bool) -> Ite
             yield _table_row(number, value)
     except (datasets.exceptions.DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
         raise DataError(
-            f"{name!r} is no file here, and as a data set (split {split!r}, subset {subset!r}) it cannot be read: {error}"
+            f"{name!r} is not a file, and cannot be read as a data set (split {split!r}, subset {subset!r}): {error}"
         ) from error

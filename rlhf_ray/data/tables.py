@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_ray.data.check import Check, Lengths, TokenCounts, answers_of, dialogues, prompt_of
-from rlhf_ray.data.limits import Record
-from rlhf_ray.data.records import Edit, Pair, Ranking, Scored
+from rlhf_ray.data.check import Check, Lengths, TokenCounts, dialogues
+from rlhf_ray.data.records import Edit, Pair, Ranking, Record, Scored, answers_of, prompt_of
 from rlhf_ray.data.tokenize import Dialogue
 from rlhf_ray.telemetry.console import console
 

@@ -1,8 +1,7 @@
-"""From messages to token ids, by the tokenizer's own chat template.
+"""From messages to token ids, by the tokenizer's chat template.
 
-Invariants: a prompt's ids are a prefix of the ids of every dialogue that continues it, so what is trained on is what is
-generated from; loss falls on the assistant's turns only, the token that ends the turn included; what is too long is
-treated as limits.py says.
+Invariants: a prompt's ids are a prefix of the ids of every dialogue that continues it, so training and generation see the same
+tokens; the loss is on the assistant's turns only, including the token that ends a turn.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ class Dialogue:
     token_ids: np.ndarray
     """int32 [L]."""
     loss_mask: np.ndarray
-    """bool [L]: tokens that the assistant would have to say."""
+    """bool [L]: tokens of the assistant's turns."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> np.ndarray:
-    """int32 [P]: the dialogue so far and the beginning of the assistant's turn. Raises `TemplateError`."""
+    """int32 [P]: the dialogue and the beginning of the assistant's turn. Raises `TemplateError`."""
     text = rendered(tokenizer, messages, prompt=True)
     turns = _turns(tokenizer, messages, text) or []
     return np.asarray(_token_ids(tokenizer, text, [cut for turn in turns for cut in turn])[0], dtype=np.int32)
@@ -50,18 +49,18 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Dialogue:
     """The whole dialogue, with loss on the assistant's turns.
 
-    A template with `{% generation %}` marks says itself where those are. For others, a turn is what the dialogue up to
-    and with it has more than the prompt before it, up to the end-of-sequence token.
+    A template with `{% generation %}` marks gives their positions. With any other template, a turn is the text that the
+    dialogue up to this turn adds to the prompt before it, up to the end-of-sequence token.
 
     Raises:
-        TemplateError: the template refuses the dialogue, or does not extend its prompts, as some do that rewrite earlier turns.
+        TemplateError: the template refuses the dialogue, or changes earlier turns once a dialogue goes on.
     """
     text = rendered(tokenizer, messages)
     turns = _turns(tokenizer, messages, text)
     if turns is None:
         raise TemplateError(
-            f"the chat template of {tokenizer.name_or_path!r} writes earlier turns in another way once a dialogue goes on, so "
-            "the assistant's cannot be told apart: use a template with {% generation %} marks"
+            f"the chat template of {tokenizer.name_or_path!r} writes earlier turns differently once a dialogue goes on, so the "
+            "assistant's turns cannot be found: use a template with {% generation %} marks"
         )
     token_ids, counts = _token_ids(tokenizer, text, [cut for turn in turns for cut in turn])
     mask = np.zeros(len(token_ids), dtype=bool)
@@ -73,14 +72,14 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
 def encode_demonstrations(
     tokenizer: PreTrainedTokenizerBase, records: Iterable[Demonstration], limit: LengthLimit
 ) -> Encoded[Dialogue]:
-    """Dialogues within the limit."""
+    """The dialogues within the limit."""
     return fit(records, lambda record: encode_dialogue(tokenizer, record.messages), len, limit)
 
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, records: Iterable[PromptRecord], limit: LengthLimit
 ) -> Encoded[Prompt]:
-    """Prompts within the limit, as the rest of the system takes them."""
+    """The prompts within the limit."""
 
     def encode(record: PromptRecord) -> Prompt:
         return Prompt(record.id, encode_prompt(tokenizer, record.messages), record.messages, record.metadata)
@@ -89,17 +88,17 @@ def encode_prompts(
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False) -> str:
-    """What the template makes of the messages: a dialogue, or with `prompt` up to where the assistant begins to speak.
+    """The text of the messages; with `prompt`, including the beginning of the assistant's turn.
 
-    Raises `TemplateError` where it refuses them.
+    Raises `TemplateError` if the template refuses them.
     """
     return _render(tokenizer, messages, prompt=prompt)[0]
 
 
 def _turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
-    """Where in `text` the assistant speaks, [begin, end) in characters; None where it cannot be told.
+    """The assistant's turns in `text`, [begin, end) in characters; None if they cannot be found.
 
-    `text` is the dialogue, or the prompt that goes on from it.
+    `text` is the rendered dialogue, or the prompt that continues it.
     """
     if _marks_turns(tokenizer):
         return _render(tokenizer, messages, marks=True)[1]
@@ -116,18 +115,20 @@ def _turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Token ids of the text, and how many of them are before each cut.
+    """The token ids of the text, and the number of ids before each cut (a position in characters).
 
-    What is before a cut is tokenised as if nothing followed, as it is when the model goes on from there. Mostly that changes
-    nothing; where a token would lie across the cut (a line break before it and one behind it), a new one begins at the cut.
+    The text before a cut is tokenised as if nothing followed, as it is when the model generates from there. Usually that
+    changes nothing; if a token would cross a cut (such as two line breaks around it), a new token begins at the cut.
     """
     bounds = [0, *cuts, len(text)]
     whole, *pieces = _plain_ids(tokenizer, [text, *(text[a:b] for a, b in pairwise(bounds))])
     counts = list(accumulate(map(len, pieces)))
     if list(chain.from_iterable(pieces)) == whole:
         return whole, counts[:-1]
-    # Across a cut, or the tokenizer puts a space before every text, as SentencePiece's do: cut by cut, only where needed.
-    ids, counts, done, begin = [], [], [], 0
+    # A token crosses a cut, or the tokenizer puts a space before every text, as SentencePiece does: tokenise up to each cut.
+    ids: list[int] = []
+    done: list[int] = []
+    counts, begin = [], 0
     for previous, cut in pairwise(bounds):
         [longer] = _plain_ids(tokenizer, [text[begin:cut]])
         if longer[: len(ids)] != ids:
@@ -149,7 +150,7 @@ def _marks_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return tokenizer.get_chat_template()
-    except ValueError as error:  # none, or several by name and none of them the default
+    except ValueError as error:  # no template, or several named ones without a default
         raise TemplateError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no default chat template: {error}"
         ) from error
@@ -158,7 +159,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False, marks: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and with `marks` the characters between the template's marks."""
+    """The text, and with `marks` the spans between the template's `{% generation %}` marks, in characters."""
     try:
         [text], spans = render_jinja_template(
             conversations=[list(messages)],
@@ -170,6 +171,6 @@ def _render(
     except JinjaError as error:
         roles = ", ".join(turn["role"] for turn in messages)
         raise TemplateError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses a dialogue of the turns {roles}: {error}"
+            f"the chat template of {tokenizer.name_or_path!r} refuses a dialogue with the turns {roles}: {error}"
         ) from error
     return text, spans[0] if marks else []

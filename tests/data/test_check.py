@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from rlhf_ray.cli import app
 from rlhf_ray.data.check import Leaks, check, read_all
-from rlhf_ray.data.readers import DataError
+from rlhf_ray.data.rows import DataError
 
 
 def write(path, *rows):

@@ -11,7 +11,7 @@ import pytest
 from rlhf_ray.config.data import DataConfig, SimulateConfig, SourceConfig
 from rlhf_ray.data.datasets import Datasets, fitting, load_datasets
 from rlhf_ray.data.limits import Encoded, LengthLimit
-from rlhf_ray.data.readers import DataError
+from rlhf_ray.data.rows import DataError
 
 SMALL = SimulateConfig(
     demonstrations=60, pairs=50, held_out_pairs=20, prompts=40, held_out_prompts=20, rankings=1, scores=1, edits=1
@@ -40,7 +40,7 @@ def demonstrations(count: int) -> list[dict]:
 
 
 def questions(records) -> set[str]:
-    """What is asked last before the answer."""
+    """The user's turns of each record."""
     return {json.dumps(getattr(r, "prompt", None) or [m for m in r.messages if m["role"] == "user"]) for r in records}
 
 
@@ -94,20 +94,20 @@ def test_simulated_stages_share_no_held_out_prompt(tmp_path):
     }
 
 
-def test_simulated_edits_are_learned_beside_pairs_and_never_measured_on(tmp_path):
-    """Half of the dialogues with edits have pairs, too: an edit held out by its hash could be of a dialogue that pairs taught."""
+def test_simulated_edits_are_never_held_out(tmp_path):
+    """Half of the dialogues with edits also have pairs, so the dialogue of a held-out edit could be in the training pairs."""
     data = load_datasets(DataConfig(simulate=SMALL.model_copy(update={"edits": 40})), tmp_path, 3, print)
     assert len(data.edits.train) == 40 and data.edits.held_out == ()
     assert not {json.dumps(r.prompt) for r in data.edits.train} & {json.dumps(r.prompt) for r in data.pairs.held_out}
 
 
-def test_ties_are_no_demonstrations_and_are_told(tmp_path):
+def test_ties_are_left_out_of_demonstrations_with_a_message(tmp_path):
     rows = [row | {"preference": 0.5 if i < 7 else 1.0} for i, row in enumerate(pairs(100))]
     told = []
     data = load_datasets(DataConfig(demonstrations=write(tmp_path / "p.jsonl", rows)), tmp_path / "run", 0, told.append)
     assert len(data.demonstrations.train) + len(data.demonstrations.held_out) == 93
     assert told == [
-        f"7 rows of {tmp_path / 'p.jsonl'} say of no answer that it is good; data.demonstrations is without them"
+        f"7 rows of {tmp_path / 'p.jsonl'} have no answer that is marked as good; data.demonstrations leaves them out"
     ]
 
 
@@ -125,7 +125,7 @@ def test_a_limit_takes_the_first_records(everything, tmp_path):
     assert contents == {f"question {i}" for i in range(30)}
 
 
-def test_sources_that_are_not_named_are_not_there(tmp_path):
+def test_sources_that_are_not_named_are_none(tmp_path):
     data = load_datasets(DataConfig(prompts=write(tmp_path / "p.jsonl", prompts(50))), tmp_path, 0, print)
     assert data == Datasets(None, None, data.prompts) and data.prompts.held_out
 
@@ -136,7 +136,7 @@ def test_a_malformed_line_is_fatal_with_its_number(tmp_path):
         load_datasets(config, tmp_path / "run", 0, print)
 
 
-def test_or_it_is_put_aside(tmp_path):
+def test_a_malformed_line_can_be_quarantined(tmp_path):
     source = write(tmp_path / "p.jsonl", [*prompts(20), "{broken", *prompts(40)[20:], json.dumps({"prompt": []})])
     config = DataConfig(prompts=source, on_malformed="quarantine")
     data = load_datasets(config, tmp_path / "run", 0, print)
@@ -160,7 +160,7 @@ def test_no_file(tmp_path):
         load_datasets(config, tmp_path / "run", 0, print)
 
 
-def test_what_does_not_fit_is_told():
+def test_what_is_too_long_is_left_out_with_a_message():
     told = []
     limit = LengthLimit(9, key="data.max_prompt_tokens")
     assert fitting(Encoded((1, 2), 5, shortened=1), "prompts", limit, told.append) == (1, 2)

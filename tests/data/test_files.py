@@ -10,8 +10,8 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from rlhf_ray.data.readers import DataError, Source, load
-from rlhf_ray.data.rows import Malformed, load_rows
+from rlhf_ray.data.readers import Source, load
+from rlhf_ray.data.rows import DataError, Malformed, load_rows
 
 ROWS = [
     {"prompt": "When does it\ncome?", "chosen": "On Monday.", "rejected": "[sic] Who knows.", "group": "cooks"},
@@ -99,7 +99,7 @@ def test_broken_quotes_and_bytes_cost_a_row_each(tmp_path):
 def test_a_column_that_stands_twice(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text("prompt,prompt\na,b\n")
-    with pytest.raises(DataError, match="line 1: a column stands twice"):
+    with pytest.raises(DataError, match="line 1: a column is twice"):
         load("prompts", Source(path))
 
 
@@ -113,7 +113,7 @@ def test_rows_of_parquet_are_counted_and_nulls_are_absent(tmp_path):
     loaded = load("scores", Source(path, on_malformed="quarantine", quarantine=tmp_path / "bad.jsonl"))
     assert [(r.scores, r.weight) for r in loaded.records] == [({"tone": 1.0}, 1.0)]
     assert json.loads((tmp_path / "bad.jsonl").read_text())["row"] == 2
-    with pytest.raises(DataError, match=r"scores\.parquet, row 2: no mark.*Mend the row"):
+    with pytest.raises(DataError, match=r"scores\.parquet, row 2: no rating.*Correct the row"):
         load("scores", Source(path))
 
 

@@ -11,8 +11,8 @@ from rlhf_ray.config.supervised import GroupsConfig, ReliabilityConfig, RewardMo
 from rlhf_ray.data.datasets import Datasets, Split
 from rlhf_ray.data.labels import build_label_encoder, pack_examples, pair_of_edit
 from rlhf_ray.data.limits import LengthLimit
-from rlhf_ray.data.readers import DataError
 from rlhf_ray.data.records import Edit, Message, Pair, Ranking, Scored
+from rlhf_ray.data.rows import DataError
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.reward_heads import RewardHeads
 from rlhf_ray.stages.reward_model import feedback

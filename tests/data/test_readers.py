@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from rlhf_ray.data.readers import DataError, Source, load
-from rlhf_ray.data.rows import load_rows
+from rlhf_ray.data.readers import Source, load
+from rlhf_ray.data.rows import DataError, load_rows
 
 ASK = {"role": "user", "content": "Where is it?"}
 GOOD = {"role": "assistant", "content": "On its way."}
@@ -41,7 +41,7 @@ def test_a_messages_file_gives_demonstrations_and_prompts_but_no_pairs(write):
     path = write({"messages": [ASK, GOOD]})
     assert load("demonstrations", Source(path)).records[0].messages == (ASK, GOOD)
     assert load("prompts", Source(path, format="messages")).records[0].messages == (ASK,)
-    with pytest.raises(DataError, match="format messages holds no such records; those that do are pairs, hh"):
+    with pytest.raises(DataError, match="format messages has no such records; formats that have them are pairs, hh"):
         load("pairs", Source(path))
 
 

@@ -46,10 +46,12 @@ def test_a_ranking_is_a_partition_that_mostly_puts_the_better_first():
 
 def test_marks_are_on_the_scale_and_follow_quality():
     rng = Random(0)
-    marks = {text: [FAIR.mark(rng, features(CUSTOMER, text)) for _ in range(100)] for text in (GOOD, BAD)}
-    numbers = [mark for rows in marks.values() for overall, aspects in rows for mark in (overall, *aspects.values())]
+    ratings = {text: [FAIR.rate(rng, features(CUSTOMER, text)) for _ in range(100)] for text in (GOOD, BAD)}
+    numbers = [
+        rating for rows in ratings.values() for overall, aspects in rows for rating in (overall, *aspects.values())
+    ]
     assert set(numbers) <= {1, 2, 3, 4, 5}
-    assert sum(overall for overall, _ in marks[GOOD]) > sum(overall for overall, _ in marks[BAD]) + 150
+    assert sum(overall for overall, _ in ratings[GOOD]) > sum(overall for overall, _ in ratings[BAD]) + 150
 
 
 def test_the_ceiling_is_the_mean_of_the_likelier_side():

@@ -138,7 +138,7 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_does_so_once():
         (
             "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}",
             DIALOGUE,
-            "refuses a dialogue of the turns system, user, assistant, user, assistant: no system here",
+            "refuses a dialogue with the turns system, user, assistant, user, assistant: no system here",
         ),
         ({"tool_use": "x", "rag": "y"}, DIALOGUE, "no default chat template"),
         (

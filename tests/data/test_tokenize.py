@@ -58,7 +58,7 @@ def test_a_prompt_is_a_prefix_of_every_dialogue_that_continues_it(either):
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
     rewriting = "{% for message in messages %}{% if loop.last %}{{ message['content'] }}{% endif %}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", rewriting)
-    with pytest.raises(ValueError, match="writes earlier turns in another way"):
+    with pytest.raises(ValueError, match="writes earlier turns differently"):
         encode_dialogue(tokenizer, DIALOGUE)
 
 

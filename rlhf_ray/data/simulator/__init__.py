@@ -1,7 +1,7 @@
-"""A simulated task with a known truth: customers, answers, annotators, and the hidden utility behind their choices.
+"""A simulated task with a known ground truth: customers, answers, annotators, and the hidden utility behind their choices.
 
-After AlpacaFarm (arXiv 2305.14387). Whoever trains on its labels sees only labels; whoever evaluates may ask `utility`
-what an answer is really worth, and `pair_accuracy_ceiling` how well the labels could be predicted at all.
+After AlpacaFarm (arXiv 2305.14387). Training sees only the labels. Evaluation may use `utility`, the true value of an answer,
+and `pair_accuracy_ceiling`, the best possible accuracy on the labels.
 """
 
 from rlhf_ray.data.simulator.annotators import (

@@ -1,9 +1,8 @@
-"""Simulated annotators: groups with different tastes, people with biases and noise, and the choices that they make.
+"""Simulated annotators: groups with different tastes, people with biases and noise, and their choices, rankings and ratings.
 
-An annotator perceives the hidden utility, shifted by the group's taste and by a bias of their own, and chooses by
-Bradley-Terry at their own temperature; now and then they slip and choose blindly. Invariants: `PANEL` is the same in
-every process and for every seed, since these are the same people whatever they are shown; choice probabilities are
-exact, so what noise allows can be computed.
+An annotator perceives the hidden utility plus the group's taste and a personal bias, and chooses by Bradley-Terry at a personal
+temperature; sometimes the choice is blind. Invariants: `PANEL` is the same in every process and for every seed; choice
+probabilities are exact, so the accuracy that the noise allows can be computed.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ TASTES: dict[str, dict[str, float]] = {
     "host": {"politeness": 1.8, "rudeness": -0.8, "step": -0.5, "wrong_values": 0.3},
     "seller": {"flattery": 0.9, "words": 0.02, "order": -0.4, "wrong_steps": 0.3},
 }
-"""Professions: what each adds to the weight of a feature (utility per unit)."""
+"""Professions, with what each adds to the weights of features (utility per unit)."""
 
 SKILLS: tuple[tuple[str, Skill, float], ...] = (
     ("expert", EXPERT, 0.25),
     ("ordinary", ORDINARY, 0.5),
     ("careless", CARELESS, 0.25),
 )
-"""Kinds of writers with their shares: demonstrations are of mixed quality."""
+"""Kinds of writers with their shares, so that demonstrations are of mixed quality."""
 
 ASPECTS: dict[str, Callable[[Features], float]] = {
     "correctness": lambda found: found.order + found.detail - found.wrong_values,
@@ -39,7 +38,7 @@ ASPECTS: dict[str, Callable[[Features], float]] = {
     "politeness": lambda found: 2 * found.politeness - found.rudeness,
     "clarity": lambda found: 2 - found.unclear - found.repeated,
 }
-"""What a score sheet asks beside the overall mark: each -2 to 2 for most answers."""
+"""The aspects that are rated besides the overall rating; each value is -2 to 2 for most answers."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,18 @@ class Annotator:
     group: str
     """Their profession, a key of `TASTES`."""
     skill: str
-    """The kind of writer that they are."""
+    """The kind of writer, a name in `SKILLS`."""
     temperature: float
-    """Noise of their choices, in units of utility."""
+    """Noise of the choices, in units of utility."""
     flattery_bias: float
-    """What they add for each flattering sentence, because flattery works."""
+    """Utility added for each flattering sentence."""
     length_bias: float
-    """What they add for each word, because long looks thorough."""
+    """Utility added for each word, because a long answer looks thorough."""
     lapse: float
     """Probability of a blind choice."""
 
     def perceive(self, found: Features) -> float:
-        """The worth of an answer in this person's eyes."""
+        """The utility of an answer as this annotator perceives it."""
         amounts = asdict(found)
         taste = sum(weight * amounts[name] for name, weight in TASTES[self.group].items())
         bias = self.flattery_bias * found.flattery + self.length_bias * found.words
@@ -73,8 +72,7 @@ class Annotator:
         return self.lapse / 2 + (1 - self.lapse) / (1 + math.exp(-margin))
 
     def rank(self, rng: Random, answers: Sequence[Features], tie: float = 0.3) -> list[list[int]]:
-        """Indices best first; answers closer than `tie` to the one before share its place. Plackett-Luce by Gumbel
-        noise."""
+        """Indices, best first, ties (closer than `tie` to the one before) in one list. Plackett-Luce by Gumbel noise."""
         worth = [self.perceive(found) - self.temperature * math.log(-math.log(1 - rng.random())) for found in answers]
         places: list[list[int]] = []
         for index in sorted(range(len(answers)), key=lambda index: -worth[index]):
@@ -84,17 +82,18 @@ class Annotator:
                 places.append([index])
         return places
 
-    def mark(self, rng: Random, found: Features) -> tuple[int, dict[str, int]]:
-        """The overall mark and one mark for each aspect, all 1 to 5."""
+    def rate(self, rng: Random, found: Features) -> tuple[int, dict[str, int]]:
+        """The overall rating and one rating for each aspect, all 1 to 5."""
         noise = self.temperature * rng.gauss(0, 1)
-        # A mark of 5 needs about a perfect answer (10), 1 is for what does more harm than good.
-        overall = _to_mark(1.5 + (self.perceive(found) + noise) / 2.5)
+        # A rating of 5 needs an almost perfect answer (10); 1 means that the answer does harm.
+        overall = _to_rating(1.5 + (self.perceive(found) + noise) / 2.5)
         return overall, {
-            name: _to_mark(3 + read(found) + 0.3 * self.temperature * rng.gauss(0, 1)) for name, read in ASPECTS.items()
+            name: _to_rating(3 + read(found) + 0.3 * self.temperature * rng.gauss(0, 1))
+            for name, read in ASPECTS.items()
         }
 
 
-def _to_mark(value: float) -> int:
+def _to_rating(value: float) -> int:
     return max(1, min(5, round(value)))
 
 
@@ -118,30 +117,30 @@ def draw_panel(seed: int, size: int = 24) -> tuple[Annotator, ...]:
 
 
 PANEL = draw_panel(0)
-"""The people who label the simulator's data."""
+"""The annotators of the simulated data."""
 
 
 def skill_of(annotator: Annotator) -> Skill:
-    """How this annotator writes demonstrations."""
+    """The skill with which this annotator writes demonstrations."""
     return next(skill for name, skill, _ in SKILLS if name == annotator.skill)
 
 
 def population_preference(
     metadata: Mapping[str, Any], first: str, second: str, panel: Sequence[Annotator] = PANEL
 ) -> float:
-    """Probability that somebody drawn from the panel chooses the first text."""
+    """Probability that a random member of the panel chooses the first text."""
     one, other = features(metadata, first), features(metadata, second)
     return sum(annotator.prefers(one, other) for annotator in panel) / len(panel)
 
 
 def pair_accuracy_ceiling(pairs: Sequence[Pair], panel: Sequence[Annotator] = PANEL) -> float:
-    """Best expected accuracy on `pairs` of a predictor that does not know who labelled: the mean of max(p, 1 - p).
+    """Best expected accuracy on `pairs` of a predictor that does not know the annotator: the mean of max(p, 1 - p).
 
-    p is the probability that a member of the panel chooses as the label says. Raises ValueError where there is no pair,
-    and KeyError where a pair's metadata is not the simulator's.
+    p is the probability that a member of the panel makes the labelled choice. Raises ValueError if there is no pair, and
+    KeyError if a pair's metadata is not the simulator's.
     """
     if not pairs:
-        raise ValueError("the ceiling of no pairs is undefined: give at least one pair")
+        raise ValueError("the accuracy ceiling needs at least one pair")
     chances = [
         population_preference(pair.metadata, pair.chosen[-1]["content"], pair.rejected[-1]["content"], panel)
         for pair in pairs

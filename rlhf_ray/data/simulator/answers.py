@@ -1,8 +1,8 @@
-"""Answers of every quality: a plan of acts, worded, and sometimes spoilt.
+"""Answers of every quality: a plan of acts, its sentences, and sometimes a slip in the text.
 
 Invariants: an answer is a pure function of the generator's state, the dialogue and the `Skill`; sentences come from the
-grammar, so an unspoilt answer has no unclear sentence; merits and faults are drawn independently, so that a learner can
-tell one from the other.
+grammar, so only a slip makes a sentence unclear; merits and faults are drawn independently, so that a learner can
+distinguish them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlhf_ray.data.simulator.grammar import FACTS, SCENARIOS, SENTENCES, ActKind
 
 @dataclass(frozen=True)
 class Skill:
-    """How somebody writes: probabilities of each merit and fault in one answer."""
+    """Probabilities of each merit and fault in one answer."""
 
     states_facts: float = 0.65
     wrong_order: float = 0.12
@@ -24,25 +24,25 @@ class Skill:
     states_step: float = 0.7
     wrong_step: float = 0.2
     polite: float = 0.25
-    """Of thanks, apology and closing, each."""
+    """Probability of each of thanks, apology and closing."""
     rude: float = 0.1
     evasive: float = 0.1
     flattering: float = 0.15
     verbose: float = 0.12
     spoilt: float = 0.0
-    """Of a slip of the pen: an unfinished end, a sentence said twice, or a word lost."""
+    """Probability of a slip: an unfinished end, a repeated sentence, or a lost or repeated word."""
 
 
 EXPERT = Skill(0.85, 0.02, 0.02, 0.9, 0.03, 0.5, 0.0, 0.0, 0.05, 0.05)
 ORDINARY = Skill()
 CARELESS = Skill(0.5, 0.2, 0.2, 0.6, 0.3, 0.15, 0.2, 0.2, 0.25, 0.2)
 ANYONE = Skill(0.75, 0.3, 0.3, 0.8, 0.3, 0.45, 0.12, 0.12, 0.25, 0.2, spoilt=0.1)
-"""The widest spread, for answers that are to be compared."""
+"""The widest spread of qualities, for answers that are compared."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sentences of one answer, by act and in the order in which they are said; None leaves the act out."""
+    """The sentences of one answer, by act and in order; None: the act is left out."""
 
     thanks: str | None = None
     apology: str | None = None
@@ -59,8 +59,13 @@ class Plan:
         return " ".join(sentence for sentence in vars(self).values() if sentence)
 
 
+ACTS: tuple[ActKind, ...] = ("thanks", "apology", "flattery", "facts", "filler", "step", "rude", "evasion", "closing")
+"""The acts in the order of a `Plan`."""
+TOPIC: tuple[ActKind, ...] = ("facts", "step")
+
+
 def draw_sentence(rng: Random, dialogue: Dialogue, skill: Skill, act: ActKind) -> str | None:
-    """The sentence for one act, or None where this writer leaves it out."""
+    """The sentence for one act, or None if the writer leaves it out."""
     chance = {
         "facts": skill.states_facts,
         "step": skill.states_step,
@@ -87,21 +92,18 @@ def draw_sentence(rng: Random, dialogue: Dialogue, skill: Skill, act: ActKind) -
 
 
 def draw_plan(rng: Random, dialogue: Dialogue, skill: Skill) -> Plan:
-    """A whole answer."""
-    return Plan(**{act: draw_sentence(rng, dialogue, skill, act) for act in vars(Plan())})
+    """The plan of a whole answer."""
+    return Plan(**{act: draw_sentence(rng, dialogue, skill, act) for act in ACTS})
 
 
 def vary(rng: Random, plan: Plan, dialogue: Dialogue, skill: Skill) -> Plan:
-    """The same answer with one of its acts drawn again: what an annotator can compare point by point.
-
-    What the answer is about, its facts and its next step, is drawn again more often than its manners.
-    """
-    act = rng.choice([*vars(plan), *["facts", "step"] * 2])
+    """The same answer with one of its acts drawn again. Facts and the next step are drawn again more often than manners."""
+    act: ActKind = rng.choice([*ACTS, *TOPIC * 2])
     return replace(plan, **{act: draw_sentence(rng, dialogue, skill, act)})
 
 
 def spoil(rng: Random, text: str) -> str:
-    """A slip of the pen: the end is missing, a sentence is said twice, or a word is lost or comes twice."""
+    """The text with a slip: the end is missing, a sentence is repeated, or a word is lost or repeated."""
     words = text.split()
     if len(words) < 4:
         return text
@@ -126,6 +128,6 @@ def draw_answer(rng: Random, dialogue: Dialogue, skill: Skill) -> str:
 
 
 def finish(rng: Random, plan: Plan, dialogue: Dialogue, skill: Skill) -> str:
-    """A plan's text with this writer's slips; somebody with nothing to say is evasive."""
+    """The text of a plan, perhaps with a slip. An empty plan becomes an evasive sentence."""
     text = plan.text() or rng.choice(SENTENCES["evasion"])
     return spoil(rng, text) if rng.random() < skill.spoilt else text

@@ -1,8 +1,8 @@
-"""Customers' dialogues: a scenario, values for its slots, and the turns up to the one that is to be answered.
+"""Customers' dialogues: a scenario, values for its slots, and the turns up to the one to answer.
 
 Invariants: a dialogue is a pure function of the generator's state; every dialogue ends with a user's turn and names the
-order number and the scenario's detail; `draw_dialogues` never returns the same turns twice, so any cut of its result
-has no leak across it.
+order number and the scenario's detail; `draw_dialogues` never returns the same turns twice, so its result can be split
+anywhere without a leak.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEVERAL_TURNS = 0.25
 
 @dataclass(frozen=True)
 class Dialogue:
-    """What a customer said, and the facts behind it."""
+    """A customer's dialogue and its facts."""
 
     scenario: Scenario
     slots: dict[str, str]
@@ -37,7 +37,7 @@ class Dialogue:
 
     @property
     def metadata(self) -> dict[str, object]:
-        """What a data file says beside the dialogue, and what `utility` reads."""
+        """The metadata of the dialogue in data files, which `utility` reads."""
         return {"scenario": self.scenario.name, "slots": dict(self.slots)}
 
 
@@ -45,7 +45,7 @@ def draw_value(rng: Random, slot: str) -> str:
     """A value for one slot."""
     match slot:
         case "order":
-            # Two digits: one token each once the tokenizer has seen them, so a tiny model can learn to copy them.
+            # Two digits become one token once the tokenizer has seen them, so a tiny model can learn to copy them.
             return str(rng.randint(10, 39))
         case "product":
             return rng.choice(PRODUCTS)
@@ -55,7 +55,7 @@ def draw_value(rng: Random, slot: str) -> str:
             return rng.choice(DAYS)
         case "street":
             return rng.choice(STREETS)
-    raise ValueError(f"slot {slot!r}: allowed are order, product, month, day, street")
+    raise ValueError(f"slot {slot!r} is unknown; expected order, product, month, day or street")
 
 
 def draw_dialogue(rng: Random) -> Dialogue:
@@ -64,7 +64,11 @@ def draw_dialogue(rng: Random) -> Dialogue:
     slots = {slot: draw_value(rng, slot) for slot in ("order", scenario.detail)}
     greeting = rng.choice(GREETINGS)
     if rng.random() < SEVERAL_TURNS:
-        turns = (f"{greeting} {scenario.opening}", rng.choice(QUESTIONS_BACK), rng.choice(scenario.followups))
+        turns: tuple[str, ...] = (
+            f"{greeting} {scenario.opening}",
+            rng.choice(QUESTIONS_BACK),
+            rng.choice(scenario.followups),
+        )
     else:
         turns = (f"{greeting} {rng.choice(scenario.requests)}",)
     messages = tuple(

@@ -1,7 +1,7 @@
 """Writes a whole data set of the simulator: demonstrations, pairs, rankings, scores, edits and prompts, as JSONL.
 
 Invariants: the same seed and sizes give the same bytes on any machine and under any hash seed; held-out dialogues occur
-in no training file; the folder appears at once and complete (written beside its place, then renamed), or not at all.
+in no training file; the folder appears complete or not at all (it is written under a temporary name, then renamed).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from rlhf_ray.data.simulator.annotators import PANEL, Annotator, skill_of
 from rlhf_ray.data.simulator.answers import ANYONE, EXPERT, draw_answer, draw_plan, finish, vary
 from rlhf_ray.data.simulator.dialogues import Dialogue, draw_dialogues
-from rlhf_ray.data.simulator.hidden_utility import features
+from rlhf_ray.data.simulator.hidden_utility import Features, features
 
 Row = dict[str, Any]
 Label = Callable[[Random, Dialogue, Annotator], Row]
 
 ALIKE = 0.4
-"""Share of pairs whose answers have the same plan but for one act."""
+"""Share of pairs whose answers have the same plan except for one act."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class SimulatedData:
     prompts: Path
     held_out_prompts: Path
     annotators: Path
-    """Who labelled: the panel's groups, temperatures and biases."""
+    """The panel of annotators, with their groups, temperatures and biases."""
 
     @classmethod
     def at(cls, folder: Path) -> SimulatedData:
-        """The paths of the data set in `folder`; whether they exist is not looked at."""
+        """The paths of the data set in `folder`, which need not exist."""
         return cls(**{file.name: folder / f"{file.name}.jsonl" for file in fields(cls)})
 
 
-def _signed(who: Annotator, dialogue: Dialogue) -> Row:
+def _annotation(who: Annotator, dialogue: Dialogue) -> Row:
     return {"annotator": who.id, "group": who.group, "metadata": dialogue.metadata}
 
 
@@ -73,41 +73,42 @@ def _turn(text: str) -> list[dict[str, str]]:
 
 def _demonstration(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
     answer = draw_answer(rng, dialogue, skill_of(who))
-    return {"messages": [*dialogue.messages, *_turn(answer)], **_signed(who, dialogue)}
+    return {"messages": [*dialogue.messages, *_turn(answer)], **_annotation(who, dialogue)}
 
 
 def _pair(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
-    """Two answers, often the same but for one act; they always differ in more than wording."""
-    texts, found = ["", ""], []
+    """Two answers, often equal except for one act; they always differ in more than wording."""
+    texts: list[str] = []
+    found: list[Features] = []
     while not found or found[0] == found[1]:
         plan = draw_plan(rng, dialogue, ANYONE)
         other = vary(rng, plan, dialogue, ANYONE) if rng.random() < ALIKE else draw_plan(rng, dialogue, ANYONE)
         texts = [finish(rng, one, dialogue, ANYONE) for one in (plan, other)]
         found = [features(dialogue.metadata, text) for text in texts]
-    chosen, rejected = texts if rng.random() < who.prefers(*found) else reversed(texts)
+    chosen, rejected = texts if rng.random() < who.prefers(found[0], found[1]) else reversed(texts)
     return {
         "prompt": list(dialogue.messages),
         "chosen": _turn(chosen),
         "rejected": _turn(rejected),
-        **_signed(who, dialogue),
+        **_annotation(who, dialogue),
     }
 
 
 def _ranking(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
     texts = [draw_answer(rng, dialogue, ANYONE) for _ in range(rng.randint(3, 5))]
     order = who.rank(rng, [features(dialogue.metadata, text) for text in texts])
-    return {"prompt": list(dialogue.messages), "responses": texts, "order": order, **_signed(who, dialogue)}
+    return {"prompt": list(dialogue.messages), "responses": texts, "order": order, **_annotation(who, dialogue)}
 
 
 def _score(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
     text = draw_answer(rng, dialogue, ANYONE)
-    overall, aspects = who.mark(rng, features(dialogue.metadata, text))
-    marks = {"response": text, "overall": overall, "aspects": aspects}
-    return {"prompt": list(dialogue.messages), **marks, **_signed(who, dialogue)}
+    overall, aspects = who.rate(rng, features(dialogue.metadata, text))
+    ratings = {"response": text, "overall": overall, "aspects": aspects}
+    return {"prompt": list(dialogue.messages), **ratings, **_annotation(who, dialogue)}
 
 
 def _edit(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
-    """An answer, and what an annotator made of it: act after act in their own words, until they find it no worse."""
+    """An answer and an annotator's edit of it: acts are rewritten until the annotator finds the answer no worse."""
     plan = draw_plan(rng, dialogue, ANYONE)
     original = edited = finish(rng, plan, dialogue, ANYONE)
     care = replace(skill_of(who) if who.skill != "careless" else EXPERT, spoilt=0.0)
@@ -119,7 +120,7 @@ def _edit(rng: Random, dialogue: Dialogue, who: Annotator) -> Row:
         "prompt": list(dialogue.messages),
         "original": original,
         "edited": edited,
-        **_signed(who, dialogue),
+        **_annotation(who, dialogue),
     }
 
 
@@ -129,9 +130,9 @@ def _prompts(dialogues: Iterable[Dialogue]) -> Iterator[Row]:
 
 
 def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
-    """Every file's name and rows. Each file has a random stream of its own."""
+    """The name and rows of each file. Each file has its own random stream."""
     held_out_count = max(sizes.held_out_prompts, sizes.held_out_pairs)
-    # Labels are dearer than dialogues: two pairs may be asked of one.
+    # Up to two pairs are drawn for one dialogue.
     pair_dialogues = -(-sizes.pairs // 2)
     train_count = max(sizes.prompts, sizes.demonstrations, pair_dialogues, sizes.rankings, sizes.scores, sizes.edits)
     dialogues = draw_dialogues(Random(f"{seed}/dialogues"), held_out_count + train_count)
@@ -154,7 +155,7 @@ def _rows(seed: int, sizes: Sizes) -> Iterator[tuple[str, Iterable[Row]]]:
 
 
 def simulate(folder: Path, seed: int, sizes: Sizes = Sizes()) -> SimulatedData:
-    """Writes the data set into `folder`, which must not exist yet or be empty; raises FileExistsError otherwise."""
+    """Write the data set into `folder`. Raises FileExistsError if the folder exists and is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: the simulator writes into a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

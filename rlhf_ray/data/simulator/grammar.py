@@ -1,8 +1,8 @@
-"""The small world of the simulator: what customers ask, what can be said to them, and how a text is read back.
+"""The grammar of the simulator: requests of customers, sentences of answers, and the parser that reads a text back.
 
-Answers are written from the sentences below and read with the same sentences, so writer and reader cannot disagree: a
-sentence that none of them matches is *unclear* to everyone in this world. Invariants: every sentence stands for exactly
-one `Act`; a slot of a sentence is filled from `SLOT_PATTERNS`; nothing here draws random numbers.
+Answers are written and read with the same sentences, so writer and reader cannot disagree; a sentence that matches none of
+them is *unclear*. Invariants: every sentence stands for exactly one `Act`; the slots of a sentence are filled from
+`SLOT_PATTERNS`; nothing here draws random numbers.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ SLOT_PATTERNS = {
     "day": "|".join(DAYS),
     "street": "|".join(STREETS),
 }
-"""What may stand in a slot. Order numbers are digits; the rest are closed lists."""
+"""The values of each slot, as regular expressions."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One kind of request: how customers word it, which fact beside the order number matters, and the right next
-    step."""
+    """One kind of request: its wordings, the fact that matters besides the order number, and the right next step."""
 
     name: str
     detail: str
-    """The slot, beside `order`, that a correct answer must repeat."""
+    """The slot, besides `order`, that a correct answer must repeat."""
     opening: str
-    """First turn of a dialogue in several turns."""
+    """First turn of a dialogue with several turns."""
     requests: tuple[str, ...]
-    """The whole request in one turn: contains `{order}` and the detail's slot."""
+    """The whole request in one turn, with `{order}` and the detail's slot."""
     followups: tuple[str, ...]
-    """The rest of the request, where the opening gave the order number: contains the detail's slot."""
+    """The rest of the request after an opening with the order number; contains the detail's slot."""
     steps: tuple[str, ...]
     """Wordings of the right next step."""
 
@@ -124,13 +123,13 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Act:
-    """What one sentence does."""
+    """The meaning of one sentence."""
 
     kind: ActKind
     scenario: str | None = None
-    """Whose next step it is; only for the kind `step`."""
+    """The scenario of the next step; only for the kind `step`."""
     slots: dict[str, str] = field(default_factory=dict)
-    """The values that it names, by slot."""
+    """The values in the sentence, by slot."""
 
 
 def _compile(template: str) -> re.Pattern[str]:
@@ -148,7 +147,7 @@ _READERS: tuple[tuple[re.Pattern[str], ActKind, str | None], ...] = (
 
 
 def read_sentence(sentence: str) -> Act | None:
-    """The act of one sentence, its final mark included; None where nobody in this world would understand it."""
+    """The act of one sentence with its final punctuation; None if it is unclear."""
     for pattern, kind, scenario in _READERS:
         if match := pattern.fullmatch(sentence):
             return Act(kind, scenario, match.groupdict())

@@ -1,9 +1,8 @@
-"""The hidden utility: what an answer is really worth to a customer, by its text and by what the customer said.
+"""The hidden utility: the true value of an answer for a customer, computed from its text and the customer's request.
 
-This is AlpacaFarm's idea (arXiv 2305.14387) with the ground truth kept: annotators are simulated, and since what they
-disagree about is known, over-optimisation of a learned reward can be seen. Invariants: `utility` is a pure, bounded
-function that accepts any text whatsoever; every merit counts once, however often it is said; repetition, unread
-sentences, wrong values and length only cost.
+As in AlpacaFarm (arXiv 2305.14387), annotators are simulated; because the ground truth is known, over-optimisation of a learned
+reward can be measured. Invariants: `utility` is a pure, bounded function of any text; each merit counts once, however often it
+is repeated; repetition, unclear sentences, wrong values and length only reduce it.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from typing import Any
 from rlhf_ray.data.simulator.grammar import SCENARIO_OF, read_sentence
 
 FREE_WORDS = 40
-"""Words that an answer may have before its length costs anything: a complete, polite one needs about 35."""
+"""Words of an answer that cost nothing; a complete and polite answer needs about 35."""
 
 _SENTENCE = re.compile(r"[^.!?]*[.!?]+|[^.!?]+$")
 
 
 @dataclass(frozen=True)
 class Features:
-    """What there is to like or dislike in one answer; each is a count or a share, and each is capped."""
+    """Merits and faults of one answer; each is a capped count or a share."""
 
     order: float
     """1 if the customer's order number is repeated."""
@@ -44,9 +43,9 @@ class Features:
     words: float
     """Length in words, 0 to 120."""
     unclear: float
-    """Sentences that cannot be read, an unfinished one included, 0 to 4."""
+    """Sentences that cannot be read, including an unfinished one, 0 to 4."""
     repeated: float
-    """Sentences that say again what was said before, 0 to 4."""
+    """Sentences that repeat an earlier one in meaning, 0 to 4."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,21 @@ WEIGHTS = {
     "unclear": -1.5,
     "repeated": -1.0,
 }
-"""Utility per unit of each feature. A perfect answer is worth 10, and since features are capped no text less than
--25.5."""
+"""Utility per unit of each feature. A perfect answer has 10; because features are capped, no text has less than -25.5."""
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences with their final marks, white space normalised; a last piece without a mark is kept as it is."""
+    """Sentences with their final punctuation, white space normalised; an unfinished last sentence is kept."""
     return _SENTENCE.findall(" ".join(text.split()))
 
 
 def features(metadata: Mapping[str, Any], response: str) -> Features:
-    """Reads `response` against the customer's `metadata` (`scenario`: its name, `slots`: name to value).
+    """The features of `response`, given the customer's `metadata` (`scenario`: its name, `slots`: name to value).
 
-    Raises KeyError where the metadata is not the simulator's.
+    Raises KeyError if the metadata is not the simulator's.
     """
     scenario, slots = SCENARIO_OF[metadata["scenario"]], metadata["slots"]
-    said: set[tuple[Any, ...]] = set()
+    acts: set[tuple[Any, ...]] = set()
     values: set[tuple[str, str]] = set()
     unclear = repeated = 0
     for sentence in split_sentences(response):
@@ -94,17 +92,17 @@ def features(metadata: Mapping[str, Any], response: str) -> Features:
             unclear += 1
             continue
         values.update(act.slots.items())
-        # Thanks said in two wordings are thanks said twice; two flatteries are two.
+        # Thanks in two wordings are a repetition; two different flatteries are not.
         distinct = sentence.strip() if act.kind in ("flattery", "filler", "rude") else act.scenario
-        repeated += (act.kind, distinct) in said
-        said.add((act.kind, distinct))
-    kinds = [kind for kind, _ in said]
-    wrong_steps = {name for kind, name in said if kind == "step" and name != scenario.name}
+        repeated += (act.kind, distinct) in acts
+        acts.add((act.kind, distinct))
+    kinds = [kind for kind, _ in acts]
+    wrong_steps = {name for kind, name in acts if kind == "step" and name != scenario.name}
     return Features(
         order=float(("order", slots["order"]) in values),
         detail=float((scenario.detail, slots[scenario.detail]) in values),
         wrong_values=float(min(3, sum(slots.get(slot) != value for slot, value in values))),
-        step=float(("step", scenario.name) in said),
+        step=float(("step", scenario.name) in acts),
         wrong_steps=float(min(2, len(wrong_steps) + kinds.count("evasion"))),
         politeness=sum(kind in kinds for kind in ("thanks", "apology", "closing")) / 3,
         rudeness=float(kinds.count("rude")),
@@ -116,10 +114,10 @@ def features(metadata: Mapping[str, Any], response: str) -> Features:
 
 
 def utility_of(found: Features) -> Utility:
-    """The utility of features that have been read already."""
+    """The utility of an answer with these features."""
     amounts = asdict(found) | {"excess_words": max(0.0, found.words - FREE_WORDS)}
     parts = {name: weight * amounts[name] for name, weight in WEIGHTS.items()}
-    # An empty answer has no faults, and yet is no answer.
+    # An empty answer has no faults, but it does not answer.
     parts["silence"] = -3.0 if found.words == 0 else 0.0
     return Utility(sum(parts.values()), parts)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.batch import Batch, pack_sequences
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.datasets import Note, Split, dialogue_limit, fitting
-from rlhf_ray.data.readers import DataError
+from rlhf_ray.data.rows import DataError
 from rlhf_ray.data.tokenize import Dialogue, encode_demonstrations
 
 
