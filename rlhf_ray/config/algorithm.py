@@ -1,6 +1,7 @@
-"""PPO's numbers, and the choice among its relatives by their names in the papers.
+"""The RL algorithm: advantage estimator, policy loss, KL penalty and their settings.
 
-Invariant: what a combination would leave undefined, or would silently not do, is refused here.
+Invariant: a combination that is undefined, or in which a setting would have no effect, is refused here. What each estimator and
+each loss requires is stated in `rlhf_ray.algorithms.registry`.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from rlhf_ray.algorithms.registry import (
     estimator_named,
     policy_loss_named,
 )
-from rlhf_ray.config.section import Section
+from rlhf_ray.config.section import IMPORT_PATH_SCHEMA, Section
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
 class KLConfig(Section):
-    """The pull towards the reference policy."""
+    """The KL penalty, which keeps the policy close to the reference policy."""
 
     placement: Literal["reward", "loss", "none"] = "reward"
-    """In the reward of each token (k1; exact with returns to go) or as a term of the loss."""
+    """reward: subtracted from the reward of each token. loss: added to the policy loss. none: no penalty."""
     estimator: KLEstimator | None = None
-    """k1, k2 or k3 (Schulman 2020); None: k1 in the reward, k3 in the loss. In the reward only k1 has the gradient of
-    KL(π‖ref); in the loss k2 has it, k3 has that of KL(ref‖π), and k1 and k3 have it if `importance_weighted`."""
+    """Estimator of the KL (Schulman 2020); null: k1 in the reward, k3 in the loss. In the reward only k1 gives the gradient
+    of KL(π‖ref). In the loss k2 gives it, k3 gives that of KL(ref‖π), and k1 and k3 give it with `importance_weighted`."""
     importance_weighted: bool = False
-    """For `placement: loss`: weigh the estimate by π_θ/π_old, which makes k1 and k3 exact (DeepSeek-V3.2, arXiv 2512.02556)."""
+    """For placement loss: weigh the estimate by π_θ/π_old, which makes k1 and k3 exact (DeepSeek-V3.2, arXiv 2512.02556)."""
     coefficient: float = Field(0.05, ge=0)
-    """β, reward per nat."""
+    """β, the weight of the penalty: reward per nat."""
     target: float | None = Field(None, gt=0)
-    """Sequence KL in nats towards which β adapts (Ziegler et al., arXiv 1909.08593); None: β stays."""
+    """KL per sequence, in nats, towards which β adapts (Ziegler et al., arXiv 1909.08593); null: β is fixed."""
     horizon: int = Field(10_000, ge=1)
-    """Episodes over which the adaptive β reacts."""
+    """Number of episodes over which an adaptive β reacts."""
 
     @property
     def used_estimator(self) -> KLEstimator:
-        """The estimator that is used where none is named."""
+        """`estimator`, or the default of the placement."""
         return self.estimator or ("k1" if self.placement == "reward" else "k3")
 
     @model_validator(mode="after")
@@ -51,14 +52,14 @@ class KLConfig(Section):
             raise ValueError("kl.target is set but kl.placement is none; choose reward or loss, or drop the target")
         if self.target is not None and self.coefficient == 0:
             raise ValueError(
-                "kl.target is set but kl.coefficient is 0, which adapting would never change; start above 0"
+                "kl.target is set but kl.coefficient is 0, which adaptation would never change; set it above 0"
             )
         return self
 
     @model_validator(mode="after")
     def _estimator_fits_placement(self) -> KLConfig:
         if self.importance_weighted and self.placement != "loss":
-            raise ValueError("kl.importance_weighted is for kl.placement loss; a reward is not differentiated")
+            raise ValueError("kl.importance_weighted works with kl.placement loss only; a reward is not differentiated")
         if self.placement == "loss" and self.used_estimator == "k1" and not self.importance_weighted:
             raise ValueError(
                 "kl.estimator k1 as a loss has an expected gradient of zero; use k2 or k3, set kl.importance_weighted, "
@@ -66,46 +67,47 @@ class KLConfig(Section):
             )
         if self.importance_weighted and self.used_estimator == "k2":
             raise ValueError(
-                "kl.estimator k2 has the gradient of KL(π‖ref) as it is and would lose it by kl.importance_weighted; "
-                "use k1 or k3 with it"
+                "kl.estimator k2 has the gradient of KL(π‖ref) as it is without kl.importance_weighted and "
+                "would lose it; use k1 or k3 with it"
             )
         return self
 
 
 class OverlongConfig(Section):
-    """DAPO's soft punishment of long responses (arXiv 2503.14476): linear over the last `buffer_tokens` of the limit."""
+    """DAPO's soft punishment of long responses (arXiv 2503.14476). It grows linearly over the last `buffer_tokens` of the
+    limit."""
 
     buffer_tokens: int = Field(ge=1)
-    """The last so many tokens below `rollout.sampling.max_new_tokens` cost, in proportion."""
+    """Length of the range below `rollout.sampling.max_new_tokens` in which responses are punished, in tokens."""
     penalty: float = Field(1.0, gt=0)
-    """What a response of the limit's length loses of its score."""
+    """Reward that a response of the maximum length loses."""
 
 
 class DynamicSamplingConfig(Section):
     """DAPO's dynamic sampling (arXiv 2503.14476): groups whose scores are all equal have no gradient and are replaced."""
 
     max_attempts: int = Field(3, ge=2)
-    """At most so many times a batch's groups are generated for one batch; what comes after is trained as it is."""
+    """How often the groups of one batch are generated at most. Groups of the last attempt are trained as they are."""
 
 
 class PtxConfig(Section):
-    """PPO-ptx (InstructGPT, arXiv 2203.02155, equation 2): the policy goes on learning from `data.demonstrations`."""
+    """PPO-ptx (InstructGPT, arXiv 2203.02155, equation 2): the policy also trains on `data.demonstrations`."""
 
     coefficient: float = Field(27.8, gt=0)
-    """γ: weight of the demonstrations' cross-entropy, in nats per token, beside the policy loss."""
+    """γ, the weight of the demonstrations' cross-entropy (nats per token) relative to the policy loss. InstructGPT uses
+    27.8."""
     share: float = Field(1.0, gt=0)
-    """Demonstrations of each optimizer step, per rollout of it."""
+    """Demonstrations per rollout in each optimizer step."""
 
 
 def _choice(find: Callable[[str], object], built_in: Mapping[str, object]) -> tuple[AfterValidator, WithJsonSchema]:
-    """The type of a key that names an entry of the registry: a built-in one, or the user's own."""
+    """The type of a key whose value is the name of a registry entry, built in or the user's own."""
 
     def check(name: str) -> str:
         find(name)
         return name
 
-    own = {"type": "string", "title": "package.module:name", "pattern": "^[^:]+:[^:]+$"}
-    return AfterValidator(check), WithJsonSchema({"anyOf": [{"enum": list(built_in)}, own]})
+    return AfterValidator(check), WithJsonSchema({"anyOf": [{"enum": list(built_in)}, IMPORT_PATH_SCHEMA]})
 
 
 EstimatorName = Annotated[str, *_choice(estimator_named, ESTIMATORS)]
@@ -116,51 +118,59 @@ class AlgorithmConfig(Section):
     """How rewards become gradients."""
 
     advantage: EstimatorName = "gae"
-    """`gae` trains a value model (PPO); the others start none. All but `gae` and `reinforce_plus_plus` compare the samples
-    of one prompt. `none`: no reward, a teacher alone."""
+    """Advantage estimator: a built-in one, or your own as `package.module:name` of an `AdvantageEstimator`. `gae` trains a
+    value model (PPO). `rloo`, `grpo`, `dr_grpo` and `reinforce_plus_plus_baseline` compare the responses to one prompt.
+    `none`: no reward, only a teacher."""
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token, of `gae` and `reinforce_plus_plus`."""
+    """Discount per token, for `gae` and `reinforce_plus_plus`."""
     lam: float = Field(0.95, ge=0, le=1)
-    """GAE's λ."""
+    """λ of GAE."""
     whiten_advantages: bool = True
-    """Zero mean and unit variance over the valid tokens of the global batch; for `gae` only (REINFORCE++ always does)."""
+    """Scale advantages to zero mean and unit variance over the valid tokens of the global batch. Only for `gae`; REINFORCE++
+    always does it."""
     whiten_rewards: bool = False
-    """Unit variance of the token rewards, mean kept; for `gae` only."""
+    """Scale the rewards of tokens to unit variance and keep their mean. Only for `gae`."""
     policy_loss: PolicyLossName = "ppo"
-    """PPO's clipped surrogate (GRPO's and DAPO's, too); that times π_old/π_engine (AReaL); REINFORCE with a clipped weight;
-    the surrogate with one ratio per sequence, or that with an advantage per token."""
+    """Policy loss: a built-in one, or your own as `package.module:name` of a `PolicyLossKind`. `ppo`: the clipped surrogate,
+    also that of GRPO and DAPO. `decoupled_ppo`: the same times π_old/π_engine (AReaL). `cispo`: REINFORCE with a clipped
+    importance weight. `gspo`: the surrogate with one ratio per sequence. `gspo_token`: the same with one advantage per
+    token."""
     clip_low: float = Field(0.2, gt=0, le=1)
-    """The ratio is clipped below at 1 − clip_low; 1 is no lower bound. (GSPO: 3e-4, CISPO: 1.)"""
+    """The ratio is clipped below at 1 − clip_low; 1 means no lower bound. GSPO's paper uses 3e-4, CISPO's 1."""
     clip_high: float = Field(0.2, gt=0)
-    """The ratio is clipped above at 1 + clip_high. (DAPO: 0.28, GSPO: 4e-4.)"""
+    """The ratio is clipped above at 1 + clip_high. DAPO's paper uses 0.28, GSPO's 4e-4."""
     dual_clip: float | None = Field(None, gt=1)
-    """For negative advantages the loss is at most dual_clip·|A|; None: no such bound."""
+    """For negative advantages the loss is at most dual_clip·|A| (arXiv 1912.09729); null: no such bound."""
     clip_value: float = Field(0.2, gt=0)
-    """Range of a value's change per update in the value loss."""
+    """Largest change of a value per update that the value loss rewards."""
     value_coefficient: float = Field(0.1, gt=0)
-    """Weight of the value loss (it scales gradients before clipping by norm)."""
+    """Weight of the value loss. It scales the gradients before they are clipped by their norm."""
     entropy_coefficient: float = Field(0.0, ge=0)
     """Weight of the policy's exact entropy, in nats per token, which is added to the objective."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """How token losses of the global batch become one number (DAPO, GRPO, Dr. GRPO)."""
+    """How token losses of the global batch become one number. token_mean: every token counts the same (DAPO). sequence_mean:
+    every sequence counts the same (GRPO). constant: the sum divided by sequences times the response limit (Dr. GRPO)."""
     correction: Literal["none", "truncate", "mask"] = "none"
-    """What to do where learner and engine disagree on probabilities: nothing, TIS, or leave out (IcePop, MIS)."""
+    """Importance weights for tokens on which learner and engine disagree. none: no weights. truncate: cut the weights (TIS).
+    mask: drop tokens or sequences (IcePop, MIS)."""
     correction_level: Literal["token", "sequence"] = "token"
-    """Whose ratio: each token's (TIS, IcePop), or the product over a response (sequence TIS, MIS)."""
+    """token: the ratio of each token (TIS, IcePop). sequence: the product of the ratios of a response (sequence TIS,
+    MIS)."""
     correction_bounds: tuple[float, float] = Field((0.5, 2.0), strict=False)
-    """Ratio π_learner/π_engine: `truncate` uses the upper bound, `mask` both."""
+    """Bounds of the ratio π_learner/π_engine. truncate uses the upper one, mask uses both."""
     missing_eos_penalty: float | None = Field(None, ge=0)
-    """Subtracted from the score of a response that hit the token limit."""
+    """Subtracted from the score of a response that reaches the token limit; null: nothing."""
     overlong: OverlongConfig | None = None
-    """Soft punishment of long responses."""
+    """Soft punishment of long responses; null: none."""
     filter_truncated: bool = False
-    """Leave responses that hit the token limit out of the loss (DAPO's overlong filtering); baselines still know them."""
+    """Leave responses that reach the token limit out of the loss (DAPO's overlong filtering). Group baselines still include
+    them."""
     dynamic_sampling: DynamicSamplingConfig | None = None
-    """Replace groups without signal."""
+    """Replace groups without a gradient; null: keep them."""
     ptx: PtxConfig | None = None
-    """Demonstrations in every optimizer step of the policy."""
+    """Train on demonstrations in every optimizer step of the policy; null: do not."""
     kl: KLConfig = KLConfig()
-    """The pull towards the reference."""
+    """The KL penalty."""
 
     @property
     def estimator(self) -> AdvantageEstimator:
@@ -254,5 +264,5 @@ class AlgorithmConfig(Section):
 
 
 def _names(built_in: Mapping[str, object], fact: str) -> str:
-    """The built-in entries of which a fact holds."""
+    """Names of the built-in entries for which a fact is true."""
     return ", ".join(name for name, entry in built_in.items() if getattr(entry, fact))

@@ -1,6 +1,6 @@
-"""What a resumed run may have changed in its config. Pure.
+"""Which keys of the config may change when a run is resumed, and the environment variables in a config.
 
-Invariant: whatever decides *what* is computed stays; how long, where, and how often it is saved may change.
+Invariant: a key that decides *what* is computed may not change. How long, where, and how often it is saved may.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAY_CHANGE = (
         "url", "api_key_env", "concurrency", "requests_per_minute", "timeout_s", "attempts", "backoff_s", "batch_size", "cache",
     )),
 )  # fmt: skip
-"""Keys that do not decide what is computed. (DeepSpeed itself refuses a checkpoint of another number of ranks.)"""
+"""Keys that do not decide what is computed. DeepSpeed itself refuses a checkpoint of another number of ranks."""
 
 
 def check_unchanged(before: str, config: RunConfig) -> None:
-    """Compare a run's `config.yaml` with the config that would go on with it.
+    """Compare a run's `config.yaml` with the config that would resume it.
 
     Raises:
-        ConfigError: listing each key that differs and may not.
+        ConfigError: keys differ that must not; the message lists them.
     """
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(dump_config(config)))
     changed = [
@@ -41,7 +41,7 @@ def check_unchanged(before: str, config: RunConfig) -> None:
     ]
     if changed:
         raise ConfigError(
-            "the run was started with another config; go on with the old values, or give the new run another name\n"
+            "the run was started with another config; resume it with the old values, or give the new run another name\n"
             + "\n".join(changed)
         )
 
@@ -58,12 +58,12 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def environment_values(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Every `env` that is not empty, by its key: `ppo.rollout.workers.env`."""
+    """Every `env` that is not empty, by its dotted key such as `ppo.rollout.workers.env`."""
     return _collect(config.model_dump(mode="json"), "")
 
 
 def as_overrides(values: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """`section.key=value` for each of them."""
+    """`section.key=value` for every `env`."""
     return [f"{key}={json.dumps(dict(env))}" for key, env in values.items()]
 
 

@@ -14,70 +14,71 @@ SOURCES = ("demonstrations", "pairs", "rankings", "scores", "edits", "prompts")
 
 
 class SourceConfig(Section):
-    """A file, or a data set of a hub."""
+    """A file, or a data set of the Hugging Face hub."""
 
     location: str
-    """Path of a JSONL, CSV or Parquet file, relative to the working directory; or a hub name where there is network,
-    or the folder of such a data set."""
+    """Path of a JSONL, CSV or Parquet file, relative to the working directory; the folder of a hub data set; or its hub name
+    if there is network."""
     format: Format = "auto"
-    """How a row says what it says (`rlhf_ray.data.formats`); auto: by the first row's keys."""
+    """How the rows are written (`rlhf_ray.data.formats`). auto: chosen by the keys of the first row."""
     split: str = "train"
     """Split of a hub data set."""
     subset: str | None = None
-    """Subset of a hub data set that has several, such as `main` of openai/gsm8k."""
+    """Subset of a hub data set that has several, such as `main` of openai/gsm8k; null: the data set has only one."""
     limit: int | None = Field(None, ge=1)
-    """Read only the first so many records."""
+    """Read only this many records from the start; null: all."""
 
 
 class SimulateConfig(Section):
-    """Simulated annotators with a hidden, known utility (`rlhf_ray.data.simulator`). Numbers of records."""
+    """Simulated annotators with a hidden, known utility (`rlhf_ray.data.simulator`). All values are numbers of records."""
 
     demonstrations: int = Field(2000, ge=1)
     """Dialogues for SFT."""
     pairs: int = Field(3000, ge=1)
-    """Choices for the reward model."""
+    """Choices between two responses, to train the reward model on."""
     held_out_pairs: int = Field(600, ge=1)
-    """Choices on which its accuracy is measured."""
+    """Choices on which the accuracy of the reward model is measured."""
     prompts: int = Field(2000, ge=1)
     """Prompts for PPO."""
     held_out_prompts: int = Field(256, ge=1)
     """Prompts for evaluation."""
     rankings: int = Field(200, ge=1)
-    """Orders of three to five answers, for a reward model of kind rankings."""
+    """Orders of three to five responses, for a reward model of kind rankings."""
     scores: int = Field(200, ge=1)
-    """Marks, overall and by aspect, for one of kind scores."""
+    """Ratings, overall and by aspect, for a reward model of kind scores."""
     edits: int = Field(200, ge=1)
-    """Corrections, which one of kind pairs learns from beside the pairs."""
+    """Corrected responses. A reward model of kind pairs learns from them in addition to the pairs."""
 
 
 class DataConfig(Section):
-    """Sources, limits and what to do with bad lines."""
+    """Sources of data, limits on lengths, and what happens to lines that cannot be read."""
 
     simulate: SimulateConfig | None = None
-    """Simulate annotators instead of reading files; excludes the sources below."""
+    """Simulate annotators instead of reading files; excludes all sources. null: read the sources."""
     demonstrations: SourceConfig | None = None
-    """Dialogues for SFT (of pairs: the chosen side)."""
+    """Dialogues for SFT. Of pairs, the chosen response is used."""
     pairs: SourceConfig | None = None
-    """Choices for the reward model."""
+    """Choices between two responses, for a reward model of kind pairs."""
     rankings: SourceConfig | None = None
-    """Orders of several answers, for the reward model of kind rankings."""
+    """Orders of several responses, for a reward model of kind rankings."""
     scores: SourceConfig | None = None
-    """Marks, for the reward model of kind scores."""
+    """Ratings of single responses, for a reward model of kind scores."""
     edits: SourceConfig | None = None
-    """Corrected answers, for the reward model of kind pairs: the edited one is better."""
+    """Corrected responses, for a reward model of kind pairs: the edited response is the better one."""
     prompts: SourceConfig | None = None
-    """Prompts for PPO and evaluation (of dialogues: without the last answer)."""
+    """Prompts for PPO and evaluation. Of dialogues, everything before the last response is used."""
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of each source kept from training, chosen by a hash of the prompt."""
+    """Share of each source that is kept from training, chosen by a hash of the prompt."""
     max_prompt_tokens: int = Field(256, ge=1)
-    """Most tokens of a prompt; see `too_long`."""
+    """Longest prompt, in tokens; `too_long` says what happens to longer ones."""
     max_dialogue_tokens: int = Field(512, ge=2)
-    """Most tokens of a demonstration, or of a prompt with an answer to it that somebody judged; see `too_long`."""
+    """Longest demonstration, or prompt with a rated response, in tokens; `too_long` says what happens to longer ones."""
     too_long: Literal["drop", "truncate", "fail"] = "drop"
-    """What has more tokens is left out, loses its oldest turns (prompts and demonstrations; feedback is left out, too), or ends
-    the run before it starts; always counted, and answers are never cut."""
+    """drop: leave the record out. truncate: remove the oldest turns of prompts and demonstrations; feedback is left out.
+    fail: end the run before it starts. All cases are counted, and responses are never cut."""
     on_malformed: Literal["fail", "quarantine"] = "fail"
-    """A line that cannot be read ends the run before it starts, or is put aside with its number and reason."""
+    """fail: a line that cannot be read ends the run before it starts. quarantine: it is set aside with its number and the
+    reason."""
 
     @model_validator(mode="after")
     def _simulate_or_sources(self) -> DataConfig:
@@ -88,24 +89,24 @@ class DataConfig(Section):
 
 
 class BuildConfig(Section):
-    """A small random model and its own BPE tokenizer, made from the demonstrations: needs no download."""
+    """A small random model with its own BPE tokenizer, trained on the demonstrations. It needs no download."""
 
     architecture: Literal["qwen2", "llama"] = "qwen2"
     """Architecture of transformers and vLLM."""
     vocab_size: int = Field(512, ge=300)
-    """Tokens of the tokenizer; 256 are bytes."""
+    """Tokens in the vocabulary; 256 of them are bytes."""
     hidden_size: int = Field(128, ge=8)
-    """Width."""
+    """Width of the model."""
     intermediate_size: int | None = Field(None, ge=8)
-    """Width of the MLPs; None: a multiple of `hidden_size`."""
+    """Width of the MLPs; null: a multiple of `hidden_size`."""
     layers: int = Field(4, ge=1)
-    """Depth."""
+    """Number of transformer layers."""
     heads: int = Field(4, ge=1)
-    """Attention heads; must divide `hidden_size`."""
+    """Attention heads per layer; must divide `hidden_size`."""
     kv_heads: int = Field(2, ge=1)
-    """Key/value heads; must divide `heads`."""
+    """Key/value heads per layer; must divide `heads`."""
     max_positions: int = Field(512, ge=16)
-    """Context length in tokens."""
+    """Context length, in tokens."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> BuildConfig:
@@ -121,12 +122,12 @@ class BuildConfig(Section):
 
 
 class ModelConfig(Section):
-    """Exactly one of `path` and `build`."""
+    """The model that a run starts from: exactly one of `path` and `build`."""
 
     path: str | None = None
-    """A Hugging Face folder (safetensors), or a hub name where there is network."""
+    """A Hugging Face folder with safetensors, or a hub name if there is network; null: use `build`."""
     build: BuildConfig | None = None
-    """Build a small model instead."""
+    """Build a small random model instead; null: use `path`."""
 
     @model_validator(mode="after")
     def _one_of(self) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""YAML + `section.key=value` → `RunConfig`, with errors that say which key, what was there, what is allowed."""
+"""From YAML and `section.key=value` overrides to a `RunConfig`. Errors name the key, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.serving import ServingConfig
@@ -19,21 +20,21 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class ConfigError(InputError, ValueError):
-    """The config cannot be used; the message lists every reason."""
+    """The config cannot be used; the message lists all problems."""
 
 
 NOT_SHOWN = "<not shown>"
-"""Stands for environment values, which may be secrets, in a dumped config."""
+"""Replaces environment values, which may be secrets, in a dumped config."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as text where people mean a number, and lets a second key of the same name win in silence."""
+    """Reads `1e-4` as a number (it is text in YAML 1.1) and refuses a key that is given twice (YAML keeps the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -48,13 +49,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config file and apply overrides such as `ppo.steps=20`.
 
     Raises:
-        ConfigError: file missing, no YAML mapping, bad override, or any field that does not validate.
+        ConfigError: the file is missing or holds no YAML mapping, an override is malformed, or a field is invalid.
     """
     return parse_config(read_values(path, overrides), str(path))
 
 
 def load_serving(path: Path | None, overrides: Sequence[str] = ()) -> ServingConfig:
-    """The same of an endpoint; without a file all has its default.
+    """Read the config of an endpoint. Without a file every key has its default.
 
     Raises:
         ConfigError: as `load_config`.
@@ -63,7 +64,7 @@ def load_serving(path: Path | None, overrides: Sequence[str] = ()) -> ServingCon
 
 
 def read_values(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The values of a config file with overrides applied, before validation; no file is an empty one.
+    """The values of a config file after overrides and before validation; {} without a file.
 
     Raises:
         ConfigError: the file is missing or holds no YAML mapping, or an override is malformed.
@@ -90,7 +91,7 @@ def parse_config(values: dict[str, Any], origin: str = "config") -> RunConfig:
     """Validate a mapping.
 
     Raises:
-        ConfigError: listing every problem.
+        ConfigError: values are invalid; the message lists all problems.
     """
     return _validated(RunConfig, values, origin)
 
@@ -147,19 +148,19 @@ def _explain(error: Any, config: type[BaseModel]) -> str:
         return f"{key}: required and not set"
     message = error["msg"].removeprefix("Value error, ")
     value = error["input"]
-    # Values of the environment may be secrets, in messages as in dumps.
+    # Environment values may be secrets, so messages do not show them.
     hidden = isinstance(value, dict | BaseModel) or {"env", "api_key_env", "url", "folder"} & set(location)
     shown = "" if hidden else f" (got {value!r})"
     return f"{key}: {message}{shown}"
 
 
 def _fields_at(config: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Names of the fields of the section at a location."""
+    """Keys of the section at a location."""
     section = config
     for part in location:
-        if part.isdigit():  # a place in a list of sections
+        if part.isdigit():  # a position in a list of sections
             continue
-        field = section.model_fields.get(part)
+        field = _keys(section).get(part)
         if field is None:
             return []
         options = [field.annotation, *get_args(field.annotation)]
@@ -167,4 +168,8 @@ def _fields_at(config: type[BaseModel], location: Sequence[str]) -> list[str]:
         if not sections:
             return []
         section = sections[0]
-    return list(section.model_fields)
+    return list(_keys(section))
+
+
+def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in section.model_fields.items()}

@@ -160,8 +160,8 @@ def _type(node: dict[str, Any], schema: dict[str, Any]) -> str:
     if kind == "object":
         values = node.get("additionalProperties")
         return f"mapping of names to {_type(values, schema)}" if isinstance(values, dict) and values else "mapping"
-    if kind == "string" and "title" in node and "pattern" in node:
-        return f"`{node['title']}`"
+    if "examples" in node:
+        return f"`{node['examples'][0]}`"
     limits = [text.format(_number(node[name])) for name, text in _BOUNDS.items() if name in node]
     return ", ".join([{"string": "text", "boolean": "true or false"}.get(kind, kind), *limits])
 

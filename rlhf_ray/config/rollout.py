@@ -6,92 +6,96 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from rlhf_ray.config.section import Section, Workers
+from rlhf_ray.config.section import ImportPath, Section, Workers
 
 
 class SamplingConfig(Section):
-    """How a response is drawn from the policy."""
+    """How responses are sampled from the policy."""
 
     max_new_tokens: int = Field(64, ge=1)
-    """Longest response, in tokens, end-of-sequence token included."""
+    """Longest response, in tokens, including the end-of-sequence token."""
     temperature: float = Field(1.0, gt=0)
-    """Divides the logits, in the engine and in the learners alike (algorithms 1.19)."""
+    """Sampling temperature. Learners compute log-probabilities at the same temperature (RLHF implementation details
+    1.19)."""
     ignore_eos: bool = False
-    """Go on after the end-of-sequence token up to `max_new_tokens`; for benchmarks."""
+    """Continue after the end-of-sequence token up to `max_new_tokens`. For benchmarks."""
 
     @model_validator(mode="before")
     @classmethod
     def _whole_distribution(cls, values: Any) -> Any:
-        """Engines renormalise what such settings leave: neither a ratio nor a KL would be of the policy that is trained."""
+        """Refuse truncated sampling: engines renormalise what it leaves, so ratios and KL would not be those of the policy."""
         cut = sorted({"top_p", "top_k", "min_p"} & set(values)) if isinstance(values, dict) else []
         if cut:
             raise ValueError(
-                f"{', '.join(cut)}: training samples from the whole distribution. What is cut off can never be learnt, and the "
-                "log-probabilities of the rest would be of another, renormalised policy; use temperature alone"
+                f"{', '.join(cut)}: training samples from the whole distribution. Tokens that are cut off are never learned, "
+                "and the log-probabilities of the others would be renormalised; use temperature only"
             )
         return values
 
 
 class WeightChannelConfig(Section):
-    """How a new policy travels from the learners to the rollout workers."""
+    """How new weights travel from the learners to the rollout workers."""
 
     kind: Literal["object_store", "nccl", "ipc"] = "object_store"
-    """`object_store` works on any hardware; `nccl` (across GPUs) and `ipc` (colocated on one GPU) are vLLM's own."""
+    """object_store: Ray's object store, on any hardware. nccl: between GPUs. ipc: between processes on one GPU. The last two
+    are vLLM's own channels."""
     lora: Literal["merged", "adapter"] = "merged"
-    """Of a policy with adapters: all weights, the adapters merged into them; or the adapters alone, which the engine applies as
-    it generates: a few per cent of the bytes, for slower tokens."""
+    """What is sent of a policy with adapters. merged: all weights with the adapters added. adapter: only the adapters, a few
+    per cent of the bytes; the engine applies them while it generates, which makes tokens slower."""
     bucket_mb: float = Field(256.0, gt=0)
-    """Size of one transfer, in MiB: what a publication needs beside the weights themselves."""
+    """Size of one transfer, in MiB. A weight update needs this much memory in addition to the weights."""
     probe_tokens: int = Field(32, ge=2)
-    """Length of the sequence on which a worker must agree with the learner after each publication."""
+    """Length of the sequence on which every worker must agree with the learner after each weight update, in tokens."""
     probe_tolerance: float = Field(1e-4, gt=0)
-    """Largest |Δ logprob| on the probe, in nats; 1e-4 for fp32. For bf16 the mean is compared: use 0.05."""
+    """Largest difference of log-probabilities on the probe sequence, in nats. 1e-4 is for fp32. For bf16 the mean difference
+    is compared: use 0.05."""
     timeout_s: float = Field(600.0, gt=0)
-    """A worker that has not confirmed a publication by then is not used any more."""
+    """A worker that has not confirmed a weight update within this many seconds is not used any more."""
 
     @model_validator(mode="after")
     def _channel_of_adapters(self) -> WeightChannelConfig:
         if self.lora == "adapter" and self.kind != "object_store":
             raise ValueError(
-                f"lora: adapter travels by kind object_store only, and kind is {self.kind}; adapters are small, so use that, or "
-                "lora: merged"
+                f"lora: adapter needs kind object_store, and kind is {self.kind}; use object_store, which is fast enough for "
+                "adapters, or lora: merged"
             )
         return self
 
 
 class RolloutConfig(Section):
-    """Rollout workers."""
+    """Workers that generate rollouts with vLLM."""
 
     workers: Workers = Workers(cpus=0.5)
-    """Their number and what each reserves. `gpus` is per worker and must equal `tensor_parallel` when whole."""
+    """Number of workers and what each reserves. If `gpus` is 1 or more, it must equal `tensor_parallel`."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs over which vLLM splits one worker's model."""
+    """GPUs over which vLLM splits the model of one worker."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in the engine."""
     max_sequence_tokens: int | None = None
-    """Longest prompt + response that the engine accepts; None: `data.max_prompt_tokens` + `max_new_tokens`."""
+    """Longest prompt and response together that the engine accepts, in tokens; null: the sum of `data.max_prompt_tokens` and
+    the longest rollout."""
     max_concurrent: int = Field(256, ge=1)
-    """Sequences that one worker generates at a time."""
+    """Sequences that one worker generates at the same time."""
     kv_cache_gb: float = Field(0.5, gt=0)
     """On a CPU: memory for the key/value cache of each worker, in GiB."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    """On a GPU: the share of its memory that vLLM may take."""
+    """On a GPU: share of its memory that vLLM may use."""
     enforce_eager: bool = True
-    """Skip graph capture and compilation; turn off on GPUs, where they pay."""
+    """Skip graph capture and compilation, for a fast start. Set it to false on GPUs, where they pay off."""
     engine: dict[str, Any] = {}
-    """Further vLLM engine arguments, passed through."""
+    """Further vLLM engine arguments, passed on as they are."""
     sampling: SamplingConfig = SamplingConfig()
-    """How responses are drawn."""
+    """How responses are sampled."""
     weights: WeightChannelConfig = WeightChannelConfig()
-    """How new policies arrive."""
+    """How new weights reach the workers."""
 
     @field_validator("engine")
     @classmethod
     def _logprobs_are_of_the_policy(cls, engine: dict[str, Any]) -> dict[str, Any]:
         if engine.get("logprobs_mode", "processed_logprobs") != "processed_logprobs":
             raise ValueError(
-                "engine.logprobs_mode must stay processed_logprobs: log-probabilities before temperature are not of the policy "
-                "that sampled"
+                "engine.logprobs_mode must stay processed_logprobs: log-probabilities before temperature are not those of the "
+                "policy that sampled"
             )
         return engine
 
@@ -107,30 +111,26 @@ class RolloutConfig(Section):
 
 
 class EnvironmentConfig(Section):
-    """Who answers the policy between its turns (`rlhf_ray.environments`); without this section a rollout is one response."""
+    """The environment that answers the policy between its turns (`rlhf_ray.environments`). Without this section a rollout is
+    one response."""
 
-    # The key is a word that Python keeps for itself; what is written down must be read back.
+    # `class` is a keyword of Python, so the field has another name. Dumped configs use the key that is read.
     model_config = ConfigDict(serialize_by_alias=True)
 
-    factory: str = Field(alias="class")
-    """`package.module:Class` with `reset` and `step`, importable where the run is started; one object for each episode."""
+    factory: ImportPath = Field(alias="class")
+    """`package.module:Class` with the methods `reset` and `step`, importable where the run is started. Each episode has its
+    own object."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of the class."""
+    """Keyword arguments for the class."""
     max_turns: int = Field(4, ge=1)
-    """Most turns of the policy in one episode; each may have `rollout.sampling.max_new_tokens`."""
+    """Most turns of the policy in one episode. Each may have `rollout.sampling.max_new_tokens` tokens."""
     max_observation_tokens: int = Field(64, ge=1)
-    """Longest answer of the environment, in tokens, with what the chat template puts around it; a longer one is an error."""
+    """Longest answer of the environment, in tokens, including what the chat template adds to it. A longer one is an
+    error."""
     concurrency: int = Field(64, ge=1)
-    """Calls of `reset` and `step` at a time, each in a thread of its own."""
+    """Calls of `reset` and `step` that run at the same time, each in its own thread."""
     timeout_s: float = Field(60.0, gt=0)
-    """Longest time for one of them."""
+    """Longest time for one call, in seconds."""
     on_error: Literal["fail", "drop"] = "fail"
-    """An environment that raises, is too slow or answers what cannot be used ends the run, or its group is dropped, recorded."""
-
-    @field_validator("factory")
-    @classmethod
-    def _module_and_class(cls, value: str) -> str:
-        module, _, name = value.partition(":")
-        if not module or not name:
-            raise ValueError(f"{value!r} is not of the form package.module:Class")
-        return value
+    """What happens if the environment raises, times out or returns an invalid answer. fail: end the run. drop: drop the
+    group and record it."""

@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that a run is, in one immutable object."""
+"""`RunConfig`: the whole config of a run in one immutable object."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ STAGES: tuple[Stage, ...] = ("sft", "reward_model", "ppo", "evaluation")
 
 
 class ClusterConfig(Section):
-    """The Ray cluster."""
+    """The Ray cluster that the run uses."""
 
     address: str | None = None
-    """None: a private one on this machine, ended with the run; `auto` (of this machine, or RAY_ADDRESS), `host:port` or
-    `ray://host:port`: join that one."""
+    """Cluster to join: `host:port`, `ray://host:port`, or `auto` for the one on this machine or in RAY_ADDRESS; null: start
+    a private one on this machine and stop it with the run."""
 
 
 class RunConfig(Section):
-    """A run: one folder, up to four stages."""
+    """A run: one folder and up to four stages."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
     folder: str = "runs"
-    """Where run folders are: a path, on a cluster one that all nodes see; or a store, such as s3://bucket/prefix."""
+    """Folder that holds the run folders, or a store such as s3://bucket/prefix. On a cluster all nodes must see it."""
     seed: int = Field(0, ge=0)
-    """Of everything random in the run."""
+    """Seed of everything random in the run."""
     stages: list[Stage] = list(STAGES)
-    """What to do, in the order sft, reward_model, ppo, evaluation."""
+    """Stages to run, in the order sft, reward_model, ppo, evaluation."""
     model: ModelConfig
     """The model that the first stage starts from."""
     data: DataConfig
-    """Demonstrations, pairs, prompts."""
+    """Demonstrations, feedback and prompts."""
     sft: SupervisedConfig = SupervisedConfig()
     """Supervised fine-tuning."""
     reward_model: RewardModelConfig = RewardModelConfig()
-    """Learning the reward."""
+    """Training of the reward model."""
     ppo: PpoConfig = PpoConfig()
     """Reinforcement learning."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Comparison of the policies."""
     alerts: AlertsConfig = AlertsConfig()
-    """When the PPO stage calls for a person."""
+    """Limits of metrics in the PPO stage, above or below which an alert is raised."""
     telemetry: TelemetryConfig = TelemetryConfig()
-    """Where figures go beside the run's folder."""
+    """Metrics outside the run folder."""
     cluster: ClusterConfig = ClusterConfig()
-    """Where actors run."""
+    """The Ray cluster that runs the actors."""
 
     @field_validator("folder")
     @classmethod
@@ -84,7 +84,7 @@ class RunConfig(Section):
                 raise ValueError("ppo.discriminator learns from data.demonstrations, which is not set")
         if self.model.build is not None and "sft" not in self.stages:
             if {"ppo", "evaluation"} & set(self.stages):
-                raise ValueError("a model.build starts random, and needs the stage sft before ppo and evaluation")
+                raise ValueError("a model.build has random weights; add the stage sft before ppo and evaluation")
             if self.data.simulate is None and self.data.demonstrations is None:
                 raise ValueError("the tokenizer of a model.build is trained on data.demonstrations, which is not set")
         reward = self.ppo.reward.model
@@ -94,12 +94,12 @@ class RunConfig(Section):
             )
         if reward and reward.combine != "mean" and len(reward.paths or range(self.reward_model.members)) == 1:
             raise ValueError(
-                f"ppo.reward.model.combine is {reward.combine}, and there is one reward model; set reward_model.members, name "
-                "several folders in path, or use mean"
+                f"ppo.reward.model.combine is {reward.combine}, but there is only one reward model; set reward_model.members, "
+                "name several folders in path, or use mean"
             )
         if reward and reward.group and reward.path is None and self.reward_model.groups is None:
             raise ValueError(
-                f"ppo.reward.model.group is {reward.group!r}, and the reward model of this run learns no groups; set "
+                f"ppo.reward.model.group is {reward.group!r}, but the reward model of this run learns no groups; set "
                 "reward_model.groups, or remove it"
             )
         return self
@@ -123,7 +123,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _colocated_roles_fit_gpus(self) -> RunConfig:
-        """Ray reserves such a bundle and then never starts the actors."""
+        """Refuse bundles that Ray would reserve but in which it would never start the actors."""
         for group in self.ppo.placement.colocate:
             members = {role: self.roles[role] for role in group if role in self.roles}
             for index in range(max((workers.count for workers in members.values()), default=0)):
@@ -139,12 +139,12 @@ class RunConfig(Section):
 
     @property
     def context_tokens(self) -> int:
-        """Most tokens of a prompt and what follows it."""
+        """Largest number of tokens of a prompt and its rollout."""
         return self.ppo.rollout.max_sequence_tokens or self.data.max_prompt_tokens + self.ppo.longest_rollout
 
     @property
     def explained_context(self) -> str:
-        """What `context_tokens` is made of."""
+        """The keys that `context_tokens` is computed from, for error messages."""
         if self.ppo.rollout.max_sequence_tokens:
             return "ppo.rollout.max_sequence_tokens"
         turns = " for each of environment.max_turns, and its answers" if self.ppo.environment else ""

@@ -1,4 +1,4 @@
-"""Where a run's figures go beside its folder."""
+"""Metrics outside the run folder, and alerts."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ from rlhf_ray.config.section import Section
 
 
 class WandbConfig(Section):
-    """Weights & Biases. The key comes from the environment variable WANDB_API_KEY, and from nowhere else."""
+    """Weights & Biases. The key is read from the environment variable WANDB_API_KEY only."""
 
     project: str = Field(min_length=1)
     """Name of the project."""
     entity: str | None = None
-    """Who it belongs to; null: the key's default."""
+    """User or team that owns the project; null: the default of the key."""
     group: str | None = None
-    """What the run's stages are grouped by; null: the run's name."""
+    """Group of the run's stages; null: the name of the run."""
     mode: Literal["online", "offline"] = "online"
-    """offline: into the run's folder, without key and network; `wandb sync` sends it later."""
+    """online: send while training. offline: write to the run's folder, without key and network; `wandb sync` sends it
+    later."""
 
 
 class TelemetryConfig(Section):
-    """Beside metrics.jsonl, TensorBoard and Prometheus, which are always there."""
+    """Metrics outside the run folder, in addition to metrics.jsonl, TensorBoard and Prometheus, which are always written."""
 
     wandb: WandbConfig | None = None
-    """Null: nothing goes there."""
+    """Send metrics to Weights & Biases; null: do not."""
 
 
 class AlertsConfig(Section):
-    """Limits of what is watched in each PPO step. Null switches an alert off."""
+    """Limits that are checked after each PPO step. null switches an alert off."""
 
     kl: float | None = Field(50.0, gt=0)
-    """Nats per response: the policy is further than this from the reference."""
+    """KL from the reference policy, in nats per response, above which an alert is raised."""
     entropy: float | None = Field(0.2, gt=0, lt=1)
-    """Share of the entropy of the first steps, below which the policy has collapsed."""
+    """Share of the initial entropy below which the policy counts as collapsed."""
     eos_rate_drop: float | None = Field(0.2, gt=0, le=1)
-    """Share of responses, less than at its best, that the policy still ends itself."""
+    """Alert if the share of responses that end with EOS falls by more than this below its best value."""
     length_growth: float | None = Field(1.0, gt=0)
-    """Growth of the mean response length over `window`, 1 being twice as long, that makes a growing reward suspect."""
+    """Growth of the mean response length over `window` that makes a growing reward suspect. 1 means twice as long."""
     throughput: float | None = Field(0.25, gt=0, lt=1)
-    """Share of the median of tokens per second over `window`, below which something is wrong with the machines."""
+    """Share of the median throughput (tokens per second over `window`) below which an alert is raised."""
     not_finite: bool = True
-    """Rewards, losses, KL, entropies and gradients that are NaN or infinite."""
+    """Alert if a reward, loss, KL, entropy or gradient is NaN or infinite."""
     window: int = Field(50, ge=10)
-    """Steps over which trends are fitted; they are judged from the 10th step on."""
+    """Steps over which trends are fitted. They are checked from the 10th step on."""
     first_steps: int = Field(5, ge=1)
-    """Steps whose mean is where a run began; entropy and the EOS rate are compared as means over as many."""
+    """Steps whose mean is the initial value of a metric. Entropy and the EOS rate are compared as means over as many
+    steps."""
     patience: int = Field(3, ge=1)
-    """Steps in a row for which something must hold before an alert begins, and must not hold before it is over."""
+    """A condition must hold for this many steps in a row before an alert is raised, and must not hold for as many before it
+    ends."""
 
     @model_validator(mode="after")
     def _window_holds_first_steps(self) -> AlertsConfig:

@@ -65,7 +65,7 @@ REFUSED = {
     "head size for vLLM": (("model.build.heads", 4), "hidden_size / heads is 16"),
     "model.path and build": (("model.path", "somewhere"), "exactly one of model.path"),
     "simulate and a source": (("data.pairs", FILES["pairs"]), "remove data.pairs or data.simulate"),
-    "function without a colon": (("ppo.reward.functions", [{"name": "f", "function": "math.sqrt"}]), "package.module:function"),
+    "function without a colon": (("ppo.reward.functions", [{"name": "f", "function": "math.sqrt"}]), "package.module:name"),
     "function named model": (("ppo.reward.functions", [{"name": "model", "function": "math:sqrt"}]), "must differ"),
     "no reward at all": (("ppo.reward.model", None), "no source of reward"),
     "KL in a grouped reward": (("ppo.algorithm", {"advantage": "grpo"}), "set kl.placement to loss or none"),
@@ -75,7 +75,7 @@ REFUSED = {
     "offload without GPU": (("ppo.policy.sharding", {"offload_optimizer": True, "zero_stage": 2}), "workers.gpus is 0"),
     "correction bounds reversed": (("ppo.algorithm.correction_bounds", [2.0, 0.5]), "correction_bounds must enclose 1"),
     "betas out of range": (("ppo.policy.optimizer.betas", [0.9, 1.0]), "betas"),
-    "one GPU and a half": (("ppo.rollout.workers.gpus", 1.5), "only whole GPUs"),
+    "one GPU and a half": (("ppo.rollout.workers.gpus", 1.5), "use a whole number above 1"),
     "tensor parallel, one GPU": (("ppo.rollout", {"tensor_parallel": 2, "workers": {"gpus": 1}}), "set workers.gpus to the same"),
     "two GPUs, no tensor parallel": (("ppo.rollout.workers.gpus", 2), "tensor_parallel is 1 and workers.gpus is 2"),
     "a role colocated twice": (("ppo.placement.colocate", [["rollout", "policy"], ["policy", "value"]]), "named twice: policy"),
@@ -127,11 +127,11 @@ def test_every_stage_needs_its_source():
 
 
 def test_stages_need_the_models_of_earlier_ones():
-    assert "needs the stage sft" in refusal(("stages", ["reward_model", "ppo"]))
+    assert "add the stage sft" in refusal(("stages", ["reward_model", "ppo"]))
     assert accepted(("stages", ["reward_model"]))
     assert "ppo.reward.model.path is not set" in refusal(("stages", ["sft", "ppo"]))
     assert accepted(("stages", ["sft", "ppo"]), ("ppo.reward.model.path", "elsewhere"))
-    assert "ppo.reward.model.group is 'clerk', and the reward model of this run learns no groups" in refusal(
+    assert "ppo.reward.model.group is 'clerk', but the reward model of this run learns no groups" in refusal(
         ("ppo.reward.model.group", "clerk")
     )
     assert accepted(("ppo.reward.model.group", "clerk"), ("reward_model.groups", {}))

@@ -30,11 +30,11 @@ def test_it_is_a_role_of_its_own_and_reward_enough():
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "adapters": ({"discriminator": {"lora": {}}}, "trains all weights"),
     "bounds upside down": ({"discriminator": {"trusted_accuracy": 0.8}}, "must be below sufficient_accuracy 0.8"),
-    "more old samples than are kept": ({"discriminator": {"replay": {"share": 0.9}}}, "asks for 9 old samples to each"),
+    "more old samples than are kept": ({"discriminator": {"replay": {"share": 0.9}}}, "needs 9 old samples for each"),
     "a flipped label": ({"discriminator": {"smoothing": 0.5}}, "less than 0.5"),
     "uneven minibatches": ({"discriminator": {"minibatches": 5}}, "divisible by discriminator.minibatches 5"),
     "groups judged too late": (
-        {"samples_per_prompt": 4, "algorithm": {"advantage": "rloo", "dynamic_sampling": {}}}, "judges the batch as a whole",
+        {"samples_per_prompt": 4, "algorithm": {"advantage": "rloo", "dynamic_sampling": {}}}, "scores the whole batch later",
     ),
     "two of a name": ({"reward": {"model": None, "functions": [FUNCTION]}}, "rename it"),
     "nobody reads it": ({"algorithm": {"advantage": "none", "kl": {"placement": "none"}}, "teacher": {"model": "t"}},

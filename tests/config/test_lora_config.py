@@ -28,7 +28,7 @@ REFUSED = {
     "nothing to send": ({"rollout": {"weights": {"lora": "adapter"}}}, "set policy.lora, or use merged"),
     "another channel": (
         {"policy": ADAPTERS, "rollout": {"weights": {"lora": "adapter", "kind": "nccl"}}},
-        "lora: adapter travels by kind object_store only, and kind is nccl",
+        "lora: adapter needs kind object_store, and kind is nccl",
     ),
     "dropout": (
         {"policy": {"lora": {"dropout": 0.1}}},

@@ -63,7 +63,7 @@ def test_a_section_lists_its_keys():
     [
         ("ppo.reference.workers.cpus", "ppo.reference.workers.cpus: number, at least 0; default 0.125"),
         ("ppo.reward.judges.0.url", "ppo.reward.judges.url: text; required"),
-        ("ppo.environment.class", "ppo.environment.class: text; required"),
+        ("ppo.environment.class", "ppo.environment.class: package.module:name; required"),
         ("ppo.teacher", "ppo.teacher: section or null; default null"),
         (
             "stages",
