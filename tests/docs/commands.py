@@ -17,6 +17,10 @@ _INLINE = re.compile(r"`(?P<command>rlhf-ray [a-z][^`]*)`")
 RUN = {
     "rlhf-ray run configs/quickstart.yaml --dry-run": "ppo:",
     "rlhf-ray run configs/quickstart.yaml ppo.steps=40 --dry-run": "steps: 40",
+    "rlhf-ray --version": "rlhf-ray",
+    "rlhf-ray --help": "quickstart",
+    "rlhf-ray status runs/quickstart": "state",
+    "rlhf-ray serve runs/quickstart --dry-run": "applications:",
     "rlhf-ray config docs ppo.algorithm.kl": "coefficient",
     "rlhf-ray config schema": "properties",
     "rlhf-ray init my-run --model /models/my-base --data pairs.jsonl --reward model --yes": "my-run",
@@ -41,6 +45,7 @@ LONG, ENDPOINT, CLUSTER, SERVER = (
 FOREIGN, SETUP = "belongs to another project", "changes the environment of the caller"
 
 NOT_RUN = {
+    "rlhf-ray --install-completion": SETUP,
     "rlhf-ray quickstart": LONG,
     "rlhf-ray run configs/quickstart.yaml --fresh": LONG,
     "rlhf-ray run configs/quickstart.yaml ppo.steps=200 --resume": LONG,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -64,7 +65,7 @@ def test_it_runs(command, workplace, tiny_model):
         assert RUN[needed] in result.output
 
 
-@pytest.mark.parametrize("command", [command for command in NOT_RUN if command.startswith("rlhf-ray ")])
+@pytest.mark.parametrize("command", [command for command in NOT_RUN if re.match("rlhf-ray [a-z]", command)])
 def test_it_would_be_understood(command):
     parse(shlex.split(command)[1:])
 
