@@ -135,7 +135,7 @@ def test_stages_need_the_models_of_earlier_ones():
         ("ppo.reward.model.group", "clerk")
     )
     assert accepted(("ppo.reward.model.group", "clerk"), ("reward_model.groups", {}))
-    assert "combine is min, and there is one reward model" in refusal(("ppo.reward.model.combine", "min"))
+    assert "combine is min, but there is only one reward model" in refusal(("ppo.reward.model.combine", "min"))
     assert "at least one folder" in refusal(("ppo.reward.model.path", []))
     assert accepted(("ppo.reward.model.combine", "min"), ("reward_model.members", 2))
     assert accepted(("ppo.reward.model", {"combine": "min", "path": ["one", "other"]}))

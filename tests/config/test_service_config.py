@@ -30,7 +30,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a scale for winners": (GROUPS | {"reward": {"judges": [JUDGE | {"scale": [0, 1]}]}}, "scale is for mode pointwise only"),
     "a scale upside down": ({"reward": {"judges": [JUDGE | {"mode": "pointwise", "scale": [5, 1]}]}}, "lower to a higher"),
     "opponents of a mark": ({"reward": {"judges": [JUDGE | {"mode": "pointwise", "opponents": 2}]}}, "of a group"),
-    "a request of our own": (GROUPS | {"reward": {"judges": [JUDGE | {"request": {"n": 2}}]}}, "n cannot be set here; the judge sets it"),
+    "a request of our own": (GROUPS | {"reward": {"judges": [JUDGE | {"request": {"n": 2}}]}}, "n cannot be set here"),
     "no reward, no teacher": (ALONE, "no source of reward"),
     "a critic of nothing": ({"reward": {"model": None}, "teacher": {"model": "t"}}, "set it to none"),
     "a reward that nobody reads": ({"algorithm": ALONE["algorithm"]}, "reads no reward"),
