@@ -96,7 +96,7 @@ def pool(ray_cluster: None, talking_model: Path) -> Iterator[RolloutPool]:
         sampling=SamplingConfig(max_new_tokens=24),
     )  # fmt: skip
     started = RolloutPool(config)
-    # A pool belongs to one event loop; asyncio.run makes a new one each time, which works because no call is running between them.
+    # A pool belongs to one event loop; a new one for each asyncio.run works because no call is running in between.
     asyncio.run(started.start(str(talking_model), CONTEXT, 0, lambda index: {"num_cpus": 0.1}))
     yield started
     asyncio.run(started.close())
