@@ -1,6 +1,6 @@
 """A publication from a learner to one rollout worker, against a memcpy of the same bytes: time by part, and memory.
 
-`publish` is `RolloutPool.publish` as the driver calls it. The parts are the same calls on the same actors, one after another;
+`publish` is `RolloutPool.sync_weights` as the driver calls it. The parts are the same calls on the same actors, one after another;
 in a publication packing, sending and loading overlap, so their sum may exceed it. Memory is how far each process's own memory
 rose, at its peak, above what it was before the first publication; `store` is what Ray's object store took, which exceeds the
 buckets in use, because Ray gives freed objects back once a second.

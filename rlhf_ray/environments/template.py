@@ -67,7 +67,7 @@ class TurnRenderer:
         if not rest.startswith(end_text):
             if not rest.startswith(self._specials):
                 raise self._refusal(
-                    f"does not end the assistant's turns with a special token: {rest!r:.60} follows one"
+                    f"does not end the assistant's turns with a special token: they are followed by {rest!r:.60}"
                 )
             # The policy may end a turn with another of its end tokens; then the template's own end token follows.
             rest = end_text + rest

@@ -59,7 +59,7 @@ class RolloutEngine:
     def generate(
         self, requests: Sequence[EngineRequest], sampling: SamplingConfig, deliver: Deliver
     ) -> Future[list[str]]:
-        """Add requests to the running batch; `deliver` gets lists of `EngineOutput`. The result are handles for `abort`.
+        """Add requests to the running batch; `deliver` gets lists of `EngineOutput`. Resolves to handles for `abort`.
 
         The prompts must have passed `check_prompt`, as `RolloutPool.generate` makes sure.
 
@@ -163,8 +163,8 @@ class RolloutEngine:
             )
         if route == "adapter" and self._base_replaced:
             raise RuntimeError(
-                "an adapter arrived at an engine whose base was replaced by a folder's weights; adapters belong to the model "
-                "that the engine was started with"
+                "an adapter arrived at an engine whose base model was replaced by a folder's weights; adapters belong to the "
+                "model that the engine was started with"
             )
         if self.version is None and self._route != "adapter":
             self._engine_thread.call_workers("abandon_update")

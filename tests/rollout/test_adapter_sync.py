@@ -122,5 +122,5 @@ def test_a_folder_replaces_base_and_adapter_and_no_adapter_fits_it_afterwards(po
         logprobs = other(torch.from_numpy(tokens).long()[None]).logits[0, :-1].log_softmax(-1)
     expected = logprobs.gather(1, torch.from_numpy(tokens).long()[1:, None])[:, 0].numpy()
     np.testing.assert_allclose(ray.get(pool.workers[0].actor.probe.remote(tokens)), expected, atol=1e-5)
-    with pytest.raises(NoWorkerLeft, match="whose base was replaced by a folder's weights"):
+    with pytest.raises(NoWorkerLeft, match="whose base model was replaced by a folder's weights"):
         asyncio.run(pool.sync_weights(10, learner))
