@@ -1,4 +1,4 @@
-"""What is in cluster/: as Kubernetes and Ray define and read it, with the pins, and with room for the configs."""
+"""The files in cluster/: valid for Kubernetes and Ray, with the pinned versions, and with room for the configs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def ray_clusters() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The cluster spec of every manifest that has one."""
+    """The cluster spec of each manifest that has one."""
     for path in KUBERAY:
         for document in documents(path):
             if document["kind"] in ("RayCluster", "RayJob", "RayService"):
@@ -50,16 +50,16 @@ def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def unknown_to(definition: type[BaseModel], document: dict[str, Any]) -> bool:
-    """Whether anything in ``document`` is not in Kubernetes' own ``definition``, which drops what it does not know.
+    """Whether `document` has fields that Kubernetes' own `definition` does not know and therefore drops.
 
     Raises:
-        ValidationError: a value is of another type than the definition's.
+        ValidationError: a value has the wrong type.
     """
     return definition.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True) != document
 
 
 def node_types(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """As the autoscaler that runs in the head pod understands a cluster; it checks them against Ray's own schema."""
+    """The node types as the autoscaler in the head pod reads them; it checks them against Ray's own schema."""
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     custom_resource = {"metadata": {"name": "a", "namespace": "default"}, "spec": spec}
@@ -80,7 +80,7 @@ def test_ray_resources_have_known_fields_only(path):
     ("path", "definition"),
     [("kuberay/storage.yaml", PersistentVolumeClaim), ("monitoring/podmonitor.yaml", PodMonitor)],
 )
-def test_other_resources_are_as_their_owners_define_them(path, definition):
+def test_other_resources_have_known_fields_only(path, definition):
     (document,) = documents(ROOT / "cluster" / path)
     assert not unknown_to(definition, document)
     assert unknown_to(definition, document | {"spce": {}})
@@ -140,7 +140,7 @@ def test_ray_is_of_the_pinned_version(name, spec):
 @pytest.mark.parametrize(("name", "spec"), OF_RUNS)
 def test_the_autoscaler_reads_groups_by_role(name, spec):
     types = node_types(spec)
-    assert types["headgroup"]["resources"]["CPU"] == 0, "actors would run beside the drivers"
+    assert types["headgroup"]["resources"]["CPU"] == 0, "actors would run on the head, with the drivers"
     assert types["learners"]["resources"] | {"memory": 0} == {"CPU": 96, "GPU": 8, "learner_node": 8, "memory": 0}
     assert types["rollouts"]["resources"] | {"memory": 0} == {"CPU": 96, "GPU": 8, "rollout_node": 1, "memory": 0}
     assert "GPU" not in types["scorers"]["resources"]
@@ -186,7 +186,7 @@ def test_the_largest_config_fits_the_largest_cluster(types):
             node[resource] -= amount
 
 
-def test_the_job_runs_a_config_that_it_is_given_and_goes_on_where_it_was():
+def test_the_job_runs_a_mounted_config_and_resumes():
     (job,) = documents(ROOT / "cluster" / "kuberay" / "rayjob.yaml")
     command = job["spec"]["entrypoint"].split()
     assert command[:4] == ["python", "-m", "rlhf_ray", "run"] and command[-1] == "--resume"
@@ -203,7 +203,7 @@ def test_the_image_has_the_pinned_libraries():
 
 
 def served() -> tuple[ServeDeploySchema, dict[str, dict[str, Any]], dict[str, Any]]:
-    """What the RayService serves, as Ray Serve reads it; its applications' arguments by builder; and its cluster."""
+    """The RayService's Serve config, its applications' arguments by builder, and its cluster."""
     (service,) = documents(ROOT / "cluster" / "kuberay" / "rayservice.yaml")
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     by_builder = {
@@ -213,7 +213,7 @@ def served() -> tuple[ServeDeploySchema, dict[str, dict[str, Any]], dict[str, An
 
 
 def test_the_service_serves_what_the_command_serves():
-    """The same applications, by name, route and arguments, as `rlhf-ray serve --dry-run` prints."""
+    """The applications have the names, routes and arguments that `rlhf-ray serve --dry-run` prints."""
     config, arguments, _ = served()
     gateway = GatewayArguments.model_validate(arguments["gateway"])
     made = ServeDeploySchema.model_validate(serve_config(gateway.serving, gateway.versions))
