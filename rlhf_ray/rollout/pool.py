@@ -5,8 +5,7 @@ Invariant: only READY workers generate (see `workers`).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -83,10 +82,10 @@ class RolloutPool:
             message = f"{worker.name} runs policy {version} on {info.host}, pid {info.pid}"
             self._worker_set.started(worker, info, message)
 
-    async def generate(
-        self, requests: Iterable[RolloutRequest], sampling: SamplingConfig | None = None
+    def generate(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingConfig | None = None
     ) -> AsyncGenerator[Rollout]:
-        """Yield a rollout for each request, as they finish. Calls may overlap.
+        """A rollout for each request, as they finish. Calls may overlap.
 
         To leave early, use `contextlib.aclosing`, which cancels the remaining requests.
 
@@ -98,12 +97,9 @@ class RolloutPool:
             PromptRefused: a prompt does not fit; nothing was sent.
             NoWorkerLeft: every worker is DEAD or STALE.
         """
-        requests = list(requests)
         for request in requests:
             check_prompt(request.id, request.prompt.token_ids, self._context, self._worker_set.vocabulary)
-        async with aclosing(self._dispatcher.run(Call(requests, sampling or self._config.sampling))) as rollouts:
-            async for rollout in rollouts:
-                yield rollout
+        return self._dispatcher.run(Call(requests, sampling or self._config.sampling))
 
     async def sync_weights(self, version: PolicyVersion, learner: WeightSender) -> list[str]:
         """Send the learner's weights to every living worker; use those that then agree with the learner on a probe.
