@@ -1,8 +1,10 @@
-"""Advantage estimates: GAE with a critic; RLOO and (Dr.) GRPO from groups of responses to one prompt; whitening.
+"""Advantage estimates: GAE with a critic; RLOO and (Dr.) GRPO from groups of responses to one prompt; REINFORCE++; whitening.
 
-Invariants: statistics are over everything that is passed in, so pass the global batch; masked tokens get zero; the
-recursion of GAE *skips* masked tokens (it neither decays across them nor bootstraps from their values), which makes a
-response with holes equal to the same response with the holes cut out.
+Each `estimate_*` function is the implementation of an entry of `registry.ESTIMATORS`.
+
+Invariants: statistics are over all rows that are passed in, so pass the global batch; masked tokens get zero; the recursion of
+GAE *skips* masked tokens (it neither decays across them nor bootstraps from their values), so a response with holes has the
+same advantages as the response without the masked tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.rewards import at_last_token
-from rlhf_ray.algorithms.statistics import Summary, summarise
+from rlhf_ray.algorithms.statistics import summarise
 
 WHITENING_EPSILON = 1e-8
 
@@ -73,19 +75,18 @@ def dr_grpo(scores: Tensor, groups: Tensor) -> Tensor:
 
 
 def group_baseline(scores: Tensor, groups: Tensor, method: str) -> Tensor:
-    """The mean of each score's group, [B]. Raises ValueError, naming `method`, for a group of one."""
+    """The mean of each score's group, [B]. Raises ValueError with the name `method` for a group of one."""
     return scores - _centre_in_groups(scores, groups, method)[0]
 
 
-def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, over: Summary | None = None) -> Tensor:
-    """`(x - mean) * rsqrt(var + 1e-8)` over the valid entries, plus the mean again where `shift_mean` is False.
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """`(x - mean) * rsqrt(var + 1e-8)` over the valid entries. With `shift_mean=False` the mean is added back.
 
-    The variance is biased (as in lm-human-preferences): it is defined for one entry and adds up over shards. Where `x`
-    is only a shard of the batch, pass the summed summaries of all shards as `over`. Any one shape; 0 where masked.
-    Rewards are whitened with `shift_mean=False`, which keeps their mean; advantages with True.
+    The variance is biased (as in lm-human-preferences), so it is defined for a single entry. Both arguments have the same
+    shape; the result is 0 where masked. Rewards are whitened with `shift_mean=False`, advantages with True.
     """
     valid = mask.bool()
-    summary = over if over is not None else summarise(x, valid)
+    summary = summarise(x, valid)
     if summary.count == 0:
         return torch.zeros_like(x)
     mean, scale = summary.mean, (summary.variance + WHITENING_EPSILON) ** -0.5
@@ -94,7 +95,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, over: Summary | Non
 
 
 def _centre_in_groups(scores: Tensor, groups: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores minus their group's mean [B], the size of each score's group [B], and its index [B]."""
+    """Scores minus the mean of their group, size of each score's group, and index of the group; each [B]."""
     if scores.shape != groups.shape:
         raise ValueError(f"{method} needs a group id for each score: {tuple(scores.shape)} and {tuple(groups.shape)}")
     ids, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
@@ -126,10 +127,10 @@ def reinforce_plus_plus(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Te
 def reinforce_plus_plus_baseline(
     rewards: Tensor, mask: Tensor, scores: Tensor, groups: Tensor, gamma: float = 1.0
 ) -> Tensor:
-    """`(R' - mean R') / std R'`, where R' are the returns with each score lowered by the mean of its prompt's.
+    """`(R' - mean R') / std R'`, where R' are the returns after each score is lowered by the mean score of its prompt.
 
-    The baseline is of the scores only; a KL penalty in the rewards keeps its own place. Without one and at gamma 1 this
-    is the whitening of `score - group mean` over tokens.
+    The baseline is computed from the scores only and does not change a KL penalty in the rewards. Without a penalty and at
+    gamma 1 this is the whitening of `score - group mean` over tokens.
 
     Args: rewards, mask: [B, T]; scores: [B], as they are in the rewards; groups: int64 [B], equal for one prompt.
     Returns: [B, T]. Raises ValueError for a group of one, whose baseline would be its own score.
@@ -151,7 +152,7 @@ class EstimatorInput:
     groups: Tensor
     """int64 [B], equal for responses to one prompt."""
     values: Tensor | None = None
-    """[B, T] of the critic; None where there is none."""
+    """[B, T], the critic's; None without a critic."""
     gamma: float = 1.0
     lam: float = 0.95
 
@@ -161,9 +162,9 @@ class Advantages:
     """What the policy and the critic are trained on; 0 where masked."""
 
     advantages: Tensor
-    """[B, T], whitened only where that is part of the estimator's definition."""
+    """[B, T], whitened only if that is part of the estimator's definition."""
     returns: Tensor | None
-    """[B, T], targets of the critic; None where there is none."""
+    """[B, T], targets of the critic; None without a critic."""
 
 
 def estimate_gae(batch: EstimatorInput) -> Advantages:

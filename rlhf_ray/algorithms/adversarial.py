@@ -1,11 +1,11 @@
-"""Learning a reward from demonstrations: a discriminator of demonstrations and the policy's own samples (GAIL, arXiv 1606.03476).
+"""Learning a reward from demonstrations: a discriminator tells them from the policy's own samples (GAIL, arXiv 1606.03476).
 
 The discriminator's logit f estimates the log of the ratio of the two densities: `D = σ(f)`, and at the optimum of the loss
-`f* = log π_E / π`. As a reward, `log D − log(1 − D) = f` (AIRL, arXiv 1710.11248) pays exactly what is missing to imitate: its
-mean under the policy is `−KL(π ‖ π_E)`.
+`f* = log π_E / π`. As a reward, `log D − log(1 − D) = f` (AIRL, arXiv 1710.11248) measures how far the policy is from
+imitating: its mean under the policy is `−KL(π ‖ π_E)`.
 
-Invariants: losses are elementwise, so weights over the global batch make the sum the same however it is split; each side counts
-half, however many sequences it has.
+Invariants: losses are elementwise, so with weights over the global batch the sum does not depend on how it is split;
+demonstrations and samples each have half of the total weight, whatever their numbers.
 """
 
 from __future__ import annotations
@@ -24,47 +24,44 @@ def discriminator_loss(logits: Tensor, demonstrated: Tensor, smoothing: float = 
     Args:
         logits: f, [B].
         demonstrated: bool [B].
-        smoothing: ε, from 0 to below ½: demonstrations have the label 1 − ε (one-sided, arXiv 1606.03498), so that confidence
-            in them is bounded: f* = log((1 − ε) π_E / (π + ε π_E)) < log((1 − ε) / ε).
+        smoothing: ε, from 0 to below ½: demonstrations have the label 1 − ε (one-sided, arXiv 1606.03498), which bounds the
+            logit: f* = log((1 − ε) π_E / (π + ε π_E)) < log((1 − ε) / ε).
 
     Raises:
         ValueError: `smoothing` is outside its range.
     """
     if not 0 <= smoothing < 0.5:
-        raise ValueError(f"smoothing {smoothing}: must be at least 0 and below 0.5, the label of a coin")
+        raise ValueError(f"smoothing {smoothing}: must be at least 0 and below 0.5")
     label = demonstrated.to(logits.dtype) * (1.0 - smoothing)
     return -(label * logsigmoid(logits) + (1.0 - label) * logsigmoid(-logits))
 
 
 def balanced_weights(demonstrated: np.ndarray) -> np.ndarray:
-    """float32 [B]: with them the sum of the losses is the mean of each side's mean, so it is log 2 for a discriminator that knows
-    nothing.
+    """Weights, float32 [B], that give demonstrations and samples half of the total each. The weighted loss is log 2 at logits 0.
 
     Args:
         demonstrated: bool [B].
 
     Raises:
-        ValueError: one side is empty: there is nothing to tell apart.
+        ValueError: there are no demonstrations or no samples.
     """
     positives = int(demonstrated.sum())
     negatives = len(demonstrated) - positives
     if not positives or not negatives:
-        raise ValueError(
-            f"a discriminator needs both sides in its batch; got {positives} demonstrations and {negatives} samples"
-        )
+        raise ValueError(f"a discriminator's batch needs both; got {positives} demonstrations and {negatives} samples")
     return np.where(demonstrated, 0.5 / positives, 0.5 / negatives).astype(np.float32)
 
 
 def imitation_reward(logits: Tensor, clip: float) -> Tensor:
-    """`log D − log(1 − D) = f`, [B], within ±`clip`: a discriminator that is sure beyond it pays and fines no more for that."""
+    """`log D − log(1 − D) = f`, [B], clipped to ±`clip`."""
     return logits.clamp(-clip, clip)
 
 
 def is_sufficient(accuracy: float, loss: float, bound: float) -> bool:
-    """Whether a discriminator need not learn for now: it is right more often than `bound`, and as sure of it as that warrants.
+    """Whether a discriminator can skip an update: its accuracy is above `bound` and its loss below the entropy of `bound`, nats.
 
-    Being sure is a loss below the entropy of `bound`, nats. Without it a fresh discriminator that happens to be right, by scores
-    that are all but 0, would never learn and pay nothing.
+    The condition on the loss is for a fresh discriminator that happens to be right with logits close to 0: by accuracy alone it
+    would never learn, and its reward would stay close to 0.
     """
     if bound >= 1:
         return False
@@ -74,7 +71,7 @@ def is_sufficient(accuracy: float, loss: float, bound: float) -> bool:
 def discriminator_accuracy(logits: Tensor, demonstrated: Tensor) -> Tensor:
     """1 where the sign of f is right, ½ for f = 0, 0 otherwise; [B], float32.
 
-    Its mean by `balanced_weights` is ½ where nothing is told apart.
+    Its mean with `balanced_weights` is ½ if the discriminator does not distinguish the two sides.
     """
     side = torch.where(demonstrated, 1.0, -1.0)
     return 0.5 * (1.0 + side * torch.sign(logits.detach()).float())

@@ -1,7 +1,7 @@
-"""What to watch while PPO trains: token statistics that stay exact however the batch is split.
+"""Metrics of PPO updates: token statistics that stay exact however the batch is split.
 
-Invariant: each `measure_*` looks at a part of a batch and returns summaries; adding the parts' summaries equals
-measuring the whole. Only `metrics()` divides. Keys follow `metrics.jsonl`; means are over valid tokens.
+Invariant: each `measure_*` function measures a part of a batch and returns summaries; the sum of the parts' summaries equals the
+summaries of the whole. Only `metrics()` divides. Keys are those of `metrics.jsonl`; means are over valid tokens.
 """
 
 from __future__ import annotations
@@ -16,35 +16,36 @@ from rlhf_ray.algorithms.losses import PolicyLoss, ValueLoss
 from rlhf_ray.algorithms.statistics import Summary, summarise
 
 
+@dataclass(frozen=True)
 class Diagnostics:
-    """Summaries that are added and moved field by field; subclasses are frozen dataclasses of `Summary`."""
+    """Summaries that are added and moved field by field. Subclasses are frozen dataclasses whose fields are `Summary` objects."""
 
     def metrics(self) -> dict[str, float]:
-        """The figures that are recorded, by metric name. The default is none."""
+        """The metrics that are recorded, by name. Empty by default."""
         return {}
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))  # type: ignore[arg-type]
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def cpu(self) -> Self:
-        """The same on the host, to be sent to another process."""
-        return type(self)(*(getattr(self, f.name).cpu() for f in fields(self)))  # type: ignore[arg-type]
+        """A copy in host memory, to be sent to another process."""
+        return type(self)(*(getattr(self, f.name).cpu() for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class PolicyDiagnostics(Diagnostics):
-    """Of a policy update."""
+    """Statistics of a policy update."""
 
     ratio: Summary
     clipped: Summary
     approx_kl: Summary
     entropy: Summary
     correction: Summary = field(default_factory=Summary.empty)
-    """Importance weights of the tokens, where they are corrected."""
+    """Importance weights of the tokens, if the config has a correction."""
     demonstrations: Summary = field(default_factory=Summary.empty)
-    """Cross-entropy of the demonstrations' tokens, where there are some."""
+    """Cross-entropy of the tokens of demonstrations, if the batch has some."""
     teacher_kl: Summary = field(default_factory=Summary.empty)
-    """KL(policy || teacher) of each token's distribution, where a teacher is in the loss."""
+    """KL(policy || teacher) of each token's distribution, if a teacher is in the loss."""
 
     def metrics(self) -> dict[str, float]:
         """Entropy and KL in nats per token. `approx_kl` is k3 of KL(old || new)."""
@@ -73,9 +74,9 @@ def measure_policy(
     demonstrations: Tensor | None = None,
     teacher_kl: Tensor | None = None,
 ) -> PolicyDiagnostics:
-    """Of one part of a minibatch; all tensors of one shape.
+    """Diagnostics of one part of a minibatch; all tensors have the same shape.
 
-    `correction` are the importance weights of the tokens; `demonstrations` marks tokens that are no sampled ones;
+    `correction` holds the importance weights of the tokens; `demonstrations` is a mask of the tokens of demonstrations;
     `teacher_kl` is the exact KL from a teacher.
     """
     return PolicyDiagnostics(
@@ -91,7 +92,7 @@ def measure_policy(
 
 @dataclass(frozen=True)
 class ValueDiagnostics(Diagnostics):
-    """Of a value update."""
+    """Statistics of a value update."""
 
     value: Summary
     target: Summary
@@ -99,7 +100,7 @@ class ValueDiagnostics(Diagnostics):
     clipped: Summary
 
     def metrics(self) -> dict[str, float]:
-        """`explained_variance` is `1 - var(return - value) / var(return)`; 0 where the returns do not vary."""
+        """`explained_variance` is `1 - var(return - value) / var(return)`; 0 if all returns are equal."""
         spread = self.target.variance
         return {
             "value/mean": self.value.mean,
@@ -112,7 +113,7 @@ class ValueDiagnostics(Diagnostics):
 
 
 def measure_value(value_loss: ValueLoss, values: Tensor, returns: Tensor, mask: Tensor) -> ValueDiagnostics:
-    """Of one part of a minibatch; all tensors of one shape."""
+    """Diagnostics of one part of a minibatch; all tensors have the same shape."""
     return ValueDiagnostics(
         value=summarise(values, mask),
         target=summarise(returns, mask),

@@ -1,11 +1,11 @@
-"""On-policy distillation: a student learns, on its own samples, to say what a teacher would.
+"""On-policy distillation: a student learns from its own samples to match a teacher.
 
-Both forms descend `mean_t KL(student || teacher)` over the states that the student visits, taken as given: the credit of a token
-for the states after it is left out (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543, has it). `per_token_advantages` is its
-score-function estimate from the sampled tokens, `reverse_kl` its exact value and gradient.
+Both forms minimise `mean_t KL(student || teacher)` over the states that the student visits. These states are taken as given: the
+effect of a token on later states is left out, as in GKD (arXiv 2306.13649); MiniLLM (arXiv 2306.08543) includes it.
+`per_token_advantages` is the score-function estimate from the sampled tokens, `reverse_kl` the exact value and gradient.
 
-Invariants: zero, with zero gradient, where student and teacher are the same (oracle 23); per token, so that aggregation is up to
-the caller.
+Invariants: both are zero, with zero gradient, if student and teacher are the same (oracle 23); both are per token, and the caller
+aggregates.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ def per_token_advantages(teacher_logprobs: Tensor, old_logprobs: Tensor, mask: T
 def reverse_kl(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """`KL(softmax(z / T) || softmax(z_T / T))` of each row, in nats, differentiable in the student's logits z.
 
-    Models of one family pad their vocabularies to different widths; both distributions are then over the tokens that both
-    have.
+    Models of one family pad their vocabularies to different widths; then both distributions are over the tokens that both have.
 
     Args: logits [N, V], teacher_logits [N, V'], any floating types; temperature > 0, the sampler's.
     Returns: [N], float32 (float64 for float64 logits).
@@ -77,7 +76,7 @@ class _ReverseKL(torch.autograd.Function):
 
 
 def _tables(logits: Tensor, teacher_logits: Tensor, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """p and log p - log q, [n, V] each; a token that neither can say has a log-ratio of 0."""
+    """p and log p - log q, [n, V] each; the log-ratio is 0 for a token of probability 0."""
     ours = torch.log_softmax(scaled_logits(logits, temperature, dtype), dim=-1, dtype=dtype)
     theirs = torch.log_softmax(scaled_logits(teacher_logits, temperature, dtype), dim=-1, dtype=dtype)
     impossible = ours == -torch.inf

@@ -2,7 +2,7 @@
 
 With x sampled from the policy q, the reference p and r = p(x) / q(x):
 
-- k1 = -log r: unbiased, but its expected *gradient* is zero, so it belongs in the reward, or in the loss with a weight;
+- k1 = -log r: unbiased, but its expected *gradient* is zero, so use it in the reward, or in the loss with a weight;
 - k2 = (log r)^2 / 2: biased as a value, but its expected gradient is that of KL(q || p);
 - k3 = r - 1 - log r: unbiased and never negative; its expected gradient is that of the forward KL(p || q).
 
@@ -32,7 +32,7 @@ def k2(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """`r - 1 - log r`, with `log r` cut at `MAX_LOG_RATIO`; beyond it (r > 4.9e8) value and gradient stay put."""
+    """`r - 1 - log r`, with `log r` cut at `MAX_LOG_RATIO`; beyond it (r > 4.9e8) the value is constant and the gradient zero."""
     log_r = masked_log_ratio(reference_logprobs, logprobs, mask).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(log_r) - log_r
 
@@ -41,7 +41,7 @@ ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"k1": k1, "
 
 
 def kl_estimator(kind: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The estimator of a config's name. Raises ValueError for an unknown one."""
+    """The estimator with a name of the config. Raises ValueError for an unknown name."""
     if kind not in ESTIMATORS:
         raise ValueError(f"unknown KL estimator {kind!r}; allowed: {', '.join(ESTIMATORS)}")
     return ESTIMATORS[kind]
@@ -50,13 +50,13 @@ def kl_estimator(kind: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 def kl_loss(
     kind: str, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, old_logprobs: Tensor | None = None
 ) -> Tensor:
-    """A KL term per token, to be added to the policy loss with a coefficient.
+    """A KL term per token, which is added to the policy loss with a coefficient.
 
-    With `old_logprobs`, of the policy that sampled, the estimate is weighed by `policy / old`: then the expected gradient of
-    k1 and of k3 is that of KL(policy || reference), also off policy (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+    With `old_logprobs`, those of the policy that sampled, the estimate is weighed by `policy / old`: then the expected gradient
+    of k1 and of k3 is that of KL(policy || reference), also off policy (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
 
     Raises ValueError for k1 without those weights, whose expected gradient is zero, and for k2 with them, whose expected
-    gradient then is that of E[k2], which is no divergence.
+    gradient would be that of E[k2], which is not a divergence.
     """
     estimate = kl_estimator(kind)(logprobs, reference_logprobs, mask)
     if old_logprobs is None:
@@ -86,10 +86,11 @@ class FixedKL:
     beta: float
 
     def update(self, kl: float, episodes: int) -> FixedKL:
-        """Itself, whatever was observed."""
+        """The same controller: its coefficient is fixed."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint."""
         return {"kind": "fixed", **asdict(self)}
 
 
@@ -99,9 +100,9 @@ class AdaptiveKL:
 
     beta: float
     target: float
-    """Wanted KL per sequence, nats."""
+    """Target of the KL per sequence, nats."""
     horizon: float = 10_000.0
-    """Episodes after which an error of 20 % has changed beta by about that much."""
+    """Episodes after which an error of 20 % has changed beta by about 20 %."""
 
     def __post_init__(self) -> None:
         for name in ("beta", "target", "horizon"):
@@ -116,6 +117,7 @@ class AdaptiveKL:
         return replace(self, beta=self.beta * (1.0 + error * episodes / self.horizon))
 
     def to_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint."""
         return {"kind": "adaptive", **asdict(self)}
 
 
@@ -125,7 +127,7 @@ _KINDS: dict[str, type[FixedKL | AdaptiveKL]] = {"fixed": FixedKL, "adaptive": A
 
 
 def controller_from_dict(state: dict[str, Any]) -> KLController:
-    """The controller that `to_dict` described. Raises ValueError for an unknown kind."""
+    """The controller from what `to_dict` returned. Raises ValueError for an unknown kind."""
     kind = state.get("kind")
     if kind not in _KINDS:
         raise ValueError(f"KL controller of kind {kind!r} in the checkpoint; allowed: {', '.join(_KINDS)}")

@@ -1,11 +1,11 @@
-"""Log-probabilities of given tokens, and the entropy, from logits, without a second float32 copy of the logits.
+"""Log-probabilities of given tokens, and the entropy, from logits, without a float32 copy of the logits.
 
 A vocabulary of 150,000 makes the logits the largest tensor of a training step. Plain autograd keeps the logits, their
-float32 copy and their log-softmax; here only the logits themselves are kept, and softmax is computed again in the
-backward pass, some rows at a time.
+float32 copy and their log-softmax; here only the logits are kept, and the softmax is computed again in the
+backward pass, a chunk of rows at a time.
 
-Invariants: arithmetic in float32 at least, whatever the type of the logits; beside the logits and their gradient,
-memory is bounded by `CHUNK_ELEMENTS`, with or without a gradient of the entropy.
+Invariants: the arithmetic is in float32 at least, whatever the type of the logits; memory in addition to the logits and their
+gradient is bounded by `CHUNK_ELEMENTS`, with or without a gradient of the entropy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
-"""Float32 elements worked on at a time: on a CPU what fits its cache, on a GPU enough rows to fill it (256 MiB)."""
+"""Float32 elements in a chunk: as many as fit into a CPU's cache, or enough to fill a GPU (256 MiB)."""
 
 
 def token_logprobs_and_entropy(
@@ -25,7 +25,7 @@ def token_logprobs_and_entropy(
 
     Args:
         logits: [N, V], any floating type. A logit of -inf is a token that cannot be sampled.
-        targets: int64 [N]. What stands at masked rows must be a valid token id.
+        targets: int64 [N]. Masked rows must hold a valid token id, too.
         temperature: > 0, the same as the sampler's.
         with_entropy: False saves a pass over the logits.
 
@@ -40,7 +40,7 @@ def token_logprobs_and_entropy(
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Saves the logits, which the layer before holds anyway, and recomputes softmax by chunks."""
+    """Saves the logits, which the previous layer keeps anyway, and recomputes the softmax by chunks."""
 
     @staticmethod
     def forward(
@@ -98,11 +98,11 @@ def _entropy_gradient(scaled: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def row_chunks(logits: Tensor) -> list[slice]:
-    """Ranges of rows of at most `CHUNK_ELEMENTS` elements, one row at least."""
+    """Ranges of rows with at most `CHUNK_ELEMENTS` elements, at least one row each."""
     rows = max(1, CHUNK_ELEMENTS.get(logits.device.type, 2**26) // max(1, logits.shape[1]))
     return [slice(start, start + rows) for start in range(0, len(logits), rows)]
 
 
 def scaled_logits(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """`logits / temperature`; the logits themselves at 1, whatever their type."""
+    """`logits / temperature` in `dtype`; at temperature 1 the logits as they are, in their own type."""
     return logits if temperature == 1.0 else logits.to(dtype) / temperature

@@ -1,7 +1,9 @@
-"""The policy losses by their names in the config, with what each asks of the rest of the system.
+"""Policy losses and the value loss.
 
-Invariant: they all map the tokens of some whole sequences to a loss per token, so the learner does not know which one runs,
-and summing `weights * loss` over any parts of a minibatch gives the loss of the whole.
+The functions `(PolicyTokens, Clip) -> PolicyLoss` at the end are the implementations of the entries of `registry.POLICY_LOSSES`.
+
+Invariant: a policy loss maps the tokens of whole sequences to a loss per token, and the sum of `weights * loss` over any split of
+a minibatch is the loss of the whole.
 """
 
 from __future__ import annotations
@@ -19,21 +21,21 @@ from rlhf_ray.algorithms.token_weights import bounded_exp, importance_weights, m
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Per token, all of the shape of the logprobs."""
+    """Values per token, all with the shape of the log-probabilities."""
 
     loss: Tensor
     ratio: Tensor
     """Detached; 1 where masked."""
     clipped: Tensor
-    """bool: the clip holds. For min-max surrogates there is no gradient then; CISPO keeps it, at the clipped weight."""
+    """bool: the ratio is clipped. Min-max surrogates have no gradient then; CISPO keeps it, with the clipped weight."""
 
     def weighted(self, weights: Tensor) -> PolicyLoss:
-        """The loss times importance weights (see `corrections`), which are constants and 0 where masked."""
+        """The loss times importance weights (see `token_weights`), which are constants and 0 where masked."""
         return replace(self, loss=self.loss * weights.detach())
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> PolicyLoss:
-    """`max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))`, whatever the ratio is of."""
+    """`max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))`, for ratios of tokens or of sequences."""
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high))
     fixed = ratio.detach()
     clipped = ((advantages > 0) & (fixed > 1.0 + clip_high)) | ((advantages < 0) & (fixed < 1.0 - clip_low))
@@ -53,8 +55,8 @@ def ppo_policy_loss(
     """`max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))` per token (PPO, arXiv 1707.06347, equation 7).
 
     Args:
-        logprobs: of the policy being trained; the only argument with a gradient.
-        old_logprobs: of the proximal policy, the one the update starts from; `ratio = exp(logprobs - old_logprobs)`.
+        logprobs: under the policy being trained; the only argument with a gradient.
+        old_logprobs: under the proximal policy, from which the update starts; `ratio = exp(logprobs - old_logprobs)`.
         advantages: per token.
         mask: valid tokens.
         clip_low, clip_high: clip range; a larger upper one is DAPO's clip-higher (arXiv 2503.14476).
@@ -88,11 +90,11 @@ def decoupled_ppo_policy_loss(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """`-w * min(ratio * A, clip(ratio) * A)`: PPO whose trust region is not around what sampled the tokens.
+    """`-w * min(ratio * A, clip(ratio) * A)`: PPO whose trust region is not around the policy that sampled the tokens.
 
-    `ratio = pi / pi_prox` and `w = pi_prox / mu`, where pi_prox is the policy that the update starts from and mu the
-    one that sampled, perhaps some updates ago (arXiv 2110.00641; AReaL, arXiv 2505.24298).
-    The weight has no bound; PPO with a truncated correction is the same with one.
+    `ratio = pi / pi_prox` and `w = pi_prox / mu`, where pi_prox is the policy from which the update starts and mu the
+    one that sampled, possibly some updates earlier (arXiv 2110.00641; AReaL, arXiv 2505.24298).
+    The weight has no bound; PPO with a truncated correction is the same with a bound.
     """
     surrogate = ppo_policy_loss(
         logprobs, proximal_logprobs, advantages, mask, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
@@ -111,9 +113,9 @@ def cispo_policy_loss(
 ) -> PolicyLoss:
     """`-sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * logprobs` per token (CISPO, arXiv 2506.13585).
 
-    REINFORCE with a clipped importance weight: where PPO drops a token's gradient, this one keeps it at the bound. The
-    value of the loss says nothing, its gradient is `-clip(ratio) * A` for each log-probability. `clip_low=1` is no lower
-    bound, as in the paper. Arguments as in `ppo_policy_loss`.
+    REINFORCE with a clipped importance weight: where PPO drops a token's gradient, this loss keeps it with the weight at the
+    bound. The value of the loss has no meaning; its gradient is `-clip(ratio) * A` for each log-probability. `clip_low=1`
+    means no lower bound, as in the paper. Arguments as in `ppo_policy_loss`.
     """
     valid = mask.bool()
     advantages = advantages.detach().masked_fill(~valid, 0.0)
@@ -135,9 +137,9 @@ def gspo_policy_loss(
 ) -> PolicyLoss:
     """`max(-A * s, -A * clip(s, 1 - clip_low, 1 + clip_high))`, `s = exp(mean_t log(pi / pi_old))`.
 
-    s is the same for all tokens of a sequence, and so must A be: an advantage of the whole response. The clip range is
-    that of a geometric mean, hence two orders narrower than PPO's (the paper has 3e-4 and 4e-4).
-    Arguments as in `ppo_policy_loss`; `segments` says which tokens are one sequence.
+    s is the same for all tokens of a sequence, and A must be, too: an advantage of the whole response. The clip range is for
+    a geometric mean and hence two orders of magnitude narrower than PPO's (the paper has 3e-4 and 4e-4).
+    Arguments as in `ppo_policy_loss`; `segments` tells which tokens belong to one sequence.
     """
     valid = mask.bool()
     log_ratio = masked_log_ratio(logprobs, old_logprobs.detach(), valid)
@@ -157,7 +159,7 @@ def gspo_token_policy_loss(
 ) -> PolicyLoss:
     """GSPO with an advantage for each token: `s_t = sg(s) * pi_t / sg(pi_t)` in place of s (GSPO-token).
 
-    Each token's ratio has the value of its sequence's and the gradient of its own log-probability. With one advantage
+    Each token's ratio has the value of its sequence's ratio and the gradient of its own log-probability. With one advantage
     for a whole response, value and gradient are those of `gspo_policy_loss`.
     """
     valid = mask.bool()
@@ -169,26 +171,24 @@ def gspo_token_policy_loss(
 
 @dataclass(frozen=True)
 class ValueLoss:
-    """Per token, both of the shape of the values."""
+    """Values per token, both with the shape of the values."""
 
     loss: Tensor
     clipped: Tensor
-    """bool: the clipped term is the larger one and there is no gradient."""
+    """bool: the clipped term is the larger one, so there is no gradient."""
 
 
 def ppo_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None = 0.2
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float = 0.2
 ) -> ValueLoss:
-    """`max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2` per token; without a clip where it is None.
+    """`max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2` per token; `clip=math.inf` is no clip.
 
-    values have the gradient; old_values are those that the advantages were computed from; returns are the targets.
+    Only `values` has a gradient; `old_values` are those that the advantages were computed from; `returns` are the targets.
     """
     valid = mask.bool()
     values = values.masked_fill(~valid, 0.0)
     returns = returns.detach().masked_fill(~valid, 0.0)
     squared_error = (values - returns).square()
-    if clip is None:
-        return ValueLoss(loss=0.5 * squared_error, clipped=torch.zeros_like(valid))
     old_values = old_values.detach().masked_fill(~valid, 0.0)
     clipped_error = (values.clamp(old_values - clip, old_values + clip) - returns).square()
     loss = 0.5 * torch.maximum(squared_error, clipped_error)
@@ -197,14 +197,14 @@ def ppo_value_loss(
 
 @dataclass(frozen=True)
 class PolicyTokens:
-    """Whole sequences of a minibatch; tensors of one shape, padded [B, T] or packed [N]."""
+    """Whole sequences of a minibatch. All tensors have the same shape, padded [B, T] or packed [N]."""
 
     logprobs: Tensor
-    """Of the policy being trained; the only one with a gradient."""
+    """Log-probabilities under the policy being trained; the only tensor with a gradient."""
     old_logprobs: Tensor
-    """Of the policy that the update starts from."""
+    """Log-probabilities under the policy from which the update starts."""
     rollout_logprobs: Tensor
-    """Of the engine that sampled."""
+    """Log-probabilities that the engine reported when it sampled; `old_logprobs` if no correction reads them."""
     advantages: Tensor
     mask: Tensor
     segments: Segments
@@ -212,11 +212,12 @@ class PolicyTokens:
 
 @dataclass(frozen=True)
 class Clip:
-    """Where a loss stops trusting a ratio."""
+    """The range [1 - low, 1 + high] to which ratios are clipped."""
 
     low: float
     high: float
     dual: float | None = None
+    """Factor c of the dual clip: the loss of negative advantages is at most c * |A|. None: no such bound."""
 
 
 def ppo_loss(tokens: PolicyTokens, clip: Clip) -> PolicyLoss:

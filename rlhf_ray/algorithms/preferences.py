@@ -1,9 +1,9 @@
-"""Learning a reward from one person's order of several responses to a prompt.
+"""Learning a reward from preferences: choices between two responses, and rankings of several.
 
-Responses stand end to end, an element (one person's ranking) after the other: `sizes` [E] says how many each has, and
-`ranks` [M] gives each its place, 1 the best, equal places tied. Invariants: each loss depends on differences of rewards
-only; ranking two responses is choosing between them, so for elements of two every loss here is Bradley-Terry's; a tie
-costs the mean over the orders that it may stand for.
+Rankings are packed end to end. An element is one annotator's ranking of the responses to a prompt: `sizes` [E] holds the number
+of its responses, and `ranks` [M] the place of each response, where 1 is the best and equal places are ties. Invariants: each loss
+depends on differences of rewards only; a ranking of two responses is a choice between them, so for elements of two every loss is
+Bradley-Terry's; the loss of a tie is the mean over the orders that it allows.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def bradley_terry_loss(
     Args:
         chosen, rejected: rewards [P].
         preference: q, [P] or a number: probability that `chosen` is the better one; 1 is a clear choice, 1/2 a tie.
-        margin: [P] or a number, in units of reward: how far apart the annotators saw the two (Llama 2, arXiv
-            2307.09288). Whichever response is the better one has to be so by the margin.
-        reliability: η, [P], strictly between 0 and 1: how often the pair's annotator means what they say. Then
-            P(chosen) = η sigmoid(Δ) + (1 - η) sigmoid(-Δ) (Crowd-BT: Chen et al., WSDM 2013). None: always.
+        margin: [P] or a number, in units of reward: how much better the annotators found one response
+            (Llama 2, arXiv 2307.09288). The reward of the better response must be higher by the margin.
+        reliability: η, [P], strictly between 0 and 1: the probability that the annotator's label is meant. Then
+            P(chosen) = η sigmoid(Δ) + (1 - η) sigmoid(-Δ) (Crowd-BT: Chen et al., WSDM 2013). None: η = 1.
 
     Returns: [P], nats.
     """
@@ -60,18 +60,18 @@ def centring_penalty(first: Tensor, second: Tensor) -> Tensor:
 def pair_accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
     """1 where the chosen response has the higher reward, 1/2 for equal rewards, 0 otherwise; [P], float32.
 
-    Equal rewards count half, so that a constant reward is at 50 % and not at 0.
+    Equal rewards count half, so that a constant reward has an accuracy of 50 % and not 0.
     """
     return 0.5 * (1.0 + torch.sign(chosen.detach() - rejected.detach()).float())
 
 
 MOST_TIED = 12
-"""Responses that may share one place of a Plackett-Luce ranking: its loss has 2^n terms for n of them."""
+"""Largest number of responses on one place of a Plackett-Luce ranking: n tied responses give 2^n terms."""
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """All pairs of responses within elements, C of them."""
+    """All C pairs of responses within elements."""
 
     first: np.ndarray
     """int64 [C]: index of one response."""
@@ -80,11 +80,11 @@ class Comparisons:
     element: np.ndarray
     """int64 [C]: the element of both."""
     share: np.ndarray
-    """float32 [C]: 1 / number of pairs of the element, so that every element counts the same however long it is."""
+    """float32 [C]: 1 / number of pairs of the element, so that every element counts the same, whatever its size."""
 
 
 def all_pairs(sizes: np.ndarray) -> Comparisons:
-    """Every pair of every element: what InstructGPT trains on (arXiv 2203.02155), one element never split.
+    """Every pair of every element: what InstructGPT trains on (arXiv 2203.02155).
 
     Args:
         sizes: int64 [E], each at least 2.
@@ -108,12 +108,12 @@ def preference_of_ranks(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def plackett_luce_loss(rewards: Tensor, ranks: np.ndarray, sizes: np.ndarray) -> Tensor:
     """`-Σ_i [r_(i) - logsumexp_{j >= i} r_(j)]` (Luce 1959, Plackett 1975): the best of all, then the best of the rest, …
 
-    A tie costs the mean over the orders of those who share the place.
+    The loss of a tie is the mean over the orders of the tied responses.
 
     Args:
         rewards: [M].
         ranks: int [M].
-        sizes: int64 [E]; at most `MOST_TIED` of an element share a place.
+        sizes: int64 [E]; at most `MOST_TIED` responses of an element share a place.
 
     Returns: [E], nats.
     """
@@ -129,9 +129,9 @@ def plackett_luce_loss(rewards: Tensor, ranks: np.ndarray, sizes: np.ndarray) ->
 
 
 def choice_loss(rewards: Tensor, ranks: np.ndarray, sizes: np.ndarray) -> Tensor:
-    """Cross-entropy of the choice of the best of N: `logsumexp_j r_j` minus the mean reward of those who share place 1.
+    """Cross-entropy of the choice of the best of N: `logsumexp_j r_j` minus the mean reward of those on place 1.
 
-    The order of the others is not read. Arguments and result as of `plackett_luce_loss`.
+    The order of the others is ignored. Arguments and result as of `plackett_luce_loss`.
     """
     starts, element = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes)
     best = ranks == np.minimum.reduceat(ranks, starts)[element]
@@ -144,9 +144,9 @@ def choice_loss(rewards: Tensor, ranks: np.ndarray, sizes: np.ndarray) -> Tensor
 
 @lru_cache(maxsize=4096)
 def _stages(ranks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Who is still to be placed in each choice that makes the ranking: members bool [S, K], and the choices' weights [S].
+    """Candidates of each successive choice in a ranking: bool [S, K], and the weights of the choices [S].
 
-    Over all orders of a tie of t, the s of them that come last are each of the C(t, s) subsets equally often.
+    Over all orders of t tied responses, the last s of them are each of the C(t, s) subsets equally often.
     """
     members, weights = [], []
     for rank in sorted(set(ranks)):

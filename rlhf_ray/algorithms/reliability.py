@@ -1,12 +1,12 @@
-"""How often annotators mean what they say: `P(y | k) = η_k σ(Δ) + (1 - η_k) σ(-Δ)`, fitted by online EM beside the reward.
+"""Reliability of annotators: `P(y | k) = η_k σ(Δ) + (1 - η_k) σ(-Δ)`, fitted by online EM together with the reward.
 
-The E-step asks, with the reward as it stands, how probable it is that a label is meant; the M-step sets η_k to the mean of
-that over annotator k's labels. Both in turn do not decrease the likelihood (Dempster et al. 1977); a step per minibatch
-with fading memory is online EM (Cappé and Moulines 2009). By Fisher's identity the gradient of the mixture's likelihood
-with η held fixed is that of EM's objective, so the reward model needs nothing but its loss.
+η_k is the probability that a label of annotator k is meant. The E-step computes from the current reward how probable it is
+that a label is meant; the M-step sets η_k to the mean of that over annotator k's labels. The two do not decrease the likelihood
+(Dempster et al. 1977); one step per minibatch with fading memory is online EM (Cappé and Moulines 2009). By Fisher's identity
+the gradient of the mixture's likelihood with η held fixed is that of EM's objective, so the reward model needs only its loss.
 
-Invariants: immutable; sums over labels are all that enters, so the split of a minibatch changes nothing; η stays
-strictly between 0 and 1.
+Invariants: objects are immutable; only sums over labels are used, so the split of a minibatch changes nothing; η stays strictly
+between 0 and 1.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def probability_meant(difference: Tensor, preference: Tensor, reliability: Tenso
 
 @dataclass(frozen=True)
 class MeantLabels:
-    """The E-step's sums over some labels, for A annotators; adds up over micro-batches and ranks."""
+    """The E-step's sums over labels for A annotators. They add up over micro-batches and ranks."""
 
     meant: Tensor
-    """float64 [A]."""
+    """float64 [A]: expected number of labels that are meant."""
     labels: Tensor
-    """float64 [A]: their number."""
+    """float64 [A]: number of labels."""
 
     def __add__(self, other: MeantLabels) -> MeantLabels:
         return MeantLabels(self.meant + other.meant, self.labels + other.labels)
 
     def cpu(self) -> MeantLabels:
-        """The same on the host."""
+        """A copy in host memory."""
         return MeantLabels(self.meant.cpu(), self.labels.cpu())
 
 
@@ -51,8 +51,8 @@ def count_meant(meant: Tensor, annotator: Tensor, clarity: Tensor, annotators: i
     """Sums of the E-step [P] by annotator (int64 [P]).
 
     Args:
-        clarity: [P], from 0 for a tie, which says nothing of its annotator, to 1 for a clear choice.
-        annotators: A.
+        clarity: [P], from 0 for a tie, which tells nothing about its annotator, to 1 for a clear choice.
+        annotators: their number A.
     """
     zeros = torch.zeros(annotators, dtype=torch.float64, device=meant.device)
     weighted = (clarity * meant).detach().double()
@@ -61,22 +61,22 @@ def count_meant(meant: Tensor, annotator: Tensor, clarity: Tensor, annotators: i
 
 @dataclass(frozen=True)
 class Reliabilities:
-    """η of A annotators, from what is remembered of their labels and a Beta prior."""
+    """η of A annotators, from a fading sum over their labels and a Beta prior."""
 
     meant: np.ndarray
-    """float64 [A]."""
+    """float64 [A]: expected number of labels that are meant."""
     labels: np.ndarray
-    """float64 [A]."""
+    """float64 [A]: number of labels."""
     prior: float
-    """η of somebody without a label."""
+    """η of an annotator without labels."""
     strength: float
-    """Labels that the prior counts as."""
+    """Number of labels that the prior counts as."""
     memory: float
-    """Labels of an annotator after which an older one counts 1/e: the reward that judged it has been improved since."""
+    """After this many further labels of an annotator an old label counts 1/e, because the reward has improved since."""
 
     @classmethod
     def start(cls, annotators: int, prior: float, strength: float, memory: float) -> Reliabilities:
-        """Nothing seen yet."""
+        """The initial state, without labels."""
         return cls(np.zeros(annotators), np.zeros(annotators), prior, strength, memory)
 
     @property
@@ -85,7 +85,7 @@ class Reliabilities:
         return (self.meant + self.strength * self.prior) / (self.labels + self.strength)
 
     def after(self, seen: MeantLabels) -> Reliabilities:
-        """M-step with the labels of one minibatch."""
+        """The state after the M-step with the labels of one minibatch."""
         new = seen.labels.numpy()
         kept = np.exp(-new / self.memory)
         return replace(self, meant=kept * self.meant + seen.meant.numpy(), labels=kept * self.labels + new)

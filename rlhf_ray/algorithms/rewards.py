@@ -1,7 +1,7 @@
 """From one score per response to one reward per token.
 
 Invariant: the rewards of a row sum to `score - beta * sum(KL estimates)` over its valid tokens; with k1 that is the
-sequence reward of Ziegler et al. 2019 (arXiv 1909.08593, section 2). The score lies on the last valid token, which is
+sequence reward of Ziegler et al. 2019 (arXiv 1909.08593, section 2). The score is placed at the last valid token, which is
 the end-of-sequence token of a finished response. Masked tokens get zero.
 """
 
@@ -25,18 +25,18 @@ def token_rewards(
 
     With k1, `logprobs - reference_logprobs`, the policy gradient of these rewards (as returns to go) is exactly that of
     `E[score] - beta * KL(policy || reference)`. With k3 it is that of `KL(policy || reference) - KL(reference || policy)`
-    in place of the KL, and with k2 another one again: less noise, and another objective.
+    instead of the KL, and with k2 of yet another term: less noise, but another objective.
 
     Args:
         scores: [B], one per response.
-        logprobs: [B, T], of the policy that the update starts from.
-        reference_logprobs: [B, T]; may be None where `beta` is 0.
-        mask: [B, T]. A row without a valid token gets no reward, its score included.
+        logprobs: [B, T], under the policy from which the update starts.
+        reference_logprobs: [B, T]; may be None if `beta` is 0.
+        mask: [B, T]. A row without a valid token gets no reward, not even its score.
         beta: coefficient of the KL penalty, per nat.
         estimator: k1, k2 or k3 (see `kl`).
 
     Returns: [B, T], detached.
-    Raises ValueError where `beta` is not 0 and there are no reference logprobs.
+    Raises ValueError if `beta` is not 0 and there are no reference log-probabilities.
     """
     valid = mask.bool()
     if beta != 0.0 and reference_logprobs is None:
@@ -59,23 +59,14 @@ def at_last_token(per_response: Tensor, mask: Tensor) -> Tensor:
     return placed.new_zeros(mask.shape).scatter_add(1, last, placed)
 
 
-def score_unfinished(
-    scores: Tensor, finished: Tensor, *, penalty: float = 0.0, replacement: float | None = None
-) -> Tensor:
-    """Scores [B] with those of truncated responses lowered by `penalty`, or set to `replacement`.
+def score_unfinished(scores: Tensor, finished: Tensor, penalty: float) -> Tensor:
+    """Scores [B] with those of truncated responses lowered by `penalty` (TRL's `missing_eos_penalty`).
 
-    `finished` is bool [B]: the response ended with an end-of-sequence or stop token. Off by default. Replacement by -1
-    is what lm-human-preferences did, subtraction what TRL calls `missing_eos_penalty`.
-    Raises ValueError where both are asked for, or the penalty is negative.
+    `finished` is bool [B]: the response ended with an end-of-sequence or stop token. Raises ValueError for a negative penalty.
     """
-    if replacement is not None and penalty != 0.0:
-        raise ValueError(f"choose one of penalty={penalty} and replacement={replacement} for responses without an end")
     if penalty < 0.0:
-        raise ValueError(
-            f"penalty={penalty} would reward responses without an end; it is subtracted, so give a value >= 0"
-        )
-    unfinished = scores - penalty if replacement is None else torch.full_like(scores, replacement)
-    return torch.where(finished.bool(), scores, unfinished)
+        raise ValueError(f"penalty={penalty} would reward truncated responses; it is subtracted, so give a value >= 0")
+    return torch.where(finished.bool(), scores, scores - penalty)
 
 
 def soft_overlong_punishment(lengths: Tensor, max_length: int, buffer: int, penalty: float = 1.0) -> Tensor:
@@ -83,7 +74,7 @@ def soft_overlong_punishment(lengths: Tensor, max_length: int, buffer: int, pena
 
     `((max_length - buffer) - length) / buffer`, between -1 and 0, times `penalty`.
 
-    Args: lengths: [B], in tokens; max_length: the response limit; buffer: its last tokens, which cost; penalty: ≥ 0.
+    Args: lengths: [B], in tokens; max_length: the response limit; buffer: punished range below the limit; penalty: ≥ 0.
     Returns: float [B]. Raises ValueError for a buffer outside [1, max_length] or a negative penalty.
     """
     if not 1 <= buffer <= max_length:

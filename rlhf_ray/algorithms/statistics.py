@@ -1,8 +1,8 @@
 """Mean, variance and maximum of masked values, exact over any split of them.
 
 Invariant: `summarise(a) + summarise(b) == summarise(a and b together)` up to float64 rounding, so that micro-batches,
-ranks and driver can each hold a part. Sums are float64 tensors on the device of their source: adding them up does not
-wait for a GPU, reading `mean` does.
+ranks and the driver can each hold a part. Sums are float64 tensors on the device of their source: adding them does not wait
+for a GPU, reading `mean` does.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Summary:
     total: Tensor
     square: Tensor
     largest: Tensor
-    """-inf where there was no value."""
+    """-inf if there was no value."""
 
     @classmethod
     def empty(cls) -> Summary:
-        """Of no values at all; adding it changes nothing."""
+        """The summary of no values. Adding it changes nothing."""
         zero = torch.zeros((), dtype=torch.float64)
         return cls(zero, zero, zero, torch.full((), -torch.inf, dtype=torch.float64))
 
@@ -40,12 +40,12 @@ class Summary:
         )
 
     def cpu(self) -> Summary:
-        """The same on the host, to be sent to another process."""
+        """A copy in host memory, to be sent to another process."""
         return Summary(self.count.cpu(), self.total.cpu(), self.square.cpu(), self.largest.cpu())
 
     @property
     def mean(self) -> float:
-        """Mean of the values. Raises ValueError where there was none."""
+        """Mean of the values. Raises ValueError if there were none."""
         return self.total.item() / self._counted()
 
     @property
@@ -56,19 +56,21 @@ class Summary:
 
     @property
     def maximum(self) -> float:
-        """Largest value. Raises ValueError where there was none."""
+        """Largest value. Raises ValueError if there were none."""
         self._counted()
         return self.largest.item()
 
     def _counted(self) -> float:
         count = self.count.item()
         if count == 0:
-            raise ValueError("no value to summarise: the mask is empty; leave out batches without a single valid token")
+            raise ValueError(
+                "there are no values to summarise: the mask is empty; leave out batches without a valid token"
+            )
         return count
 
 
 def summarise(values: Tensor, mask: Tensor) -> Summary:
-    """Summary of `values` where `mask` is set; any one shape. Detached."""
+    """Summary of `values` where `mask` is set; both have the same shape. Detached."""
     valid = mask.bool()
     kept = values.detach().double().masked_fill(~valid, 0.0)
     largest = values.detach().double().masked_fill(~valid, -torch.inf)
@@ -83,10 +85,10 @@ def summarise(values: Tensor, mask: Tensor) -> Summary:
 
 @dataclass(frozen=True)
 class Segments:
-    """The sequences of some tokens."""
+    """Assigns tokens to sequences."""
 
     index: Tensor
-    """int64, of the shape of the tokens: the number of each token's sequence, below `count`."""
+    """int64, with the shape of the tokens: the index of each token's sequence, below `count`."""
     count: int
 
     @classmethod
@@ -97,7 +99,7 @@ class Segments:
 
     @classmethod
     def packed(cls, lengths: Tensor, device: torch.device | str = "cpu") -> Segments:
-        """Sequences end to end; `lengths` is int64 [B], tokens of each, on the host, so that no device is waited for."""
+        """Sequences end to end; `lengths` is int64 [B], in host memory so that no device is waited for."""
         index = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         return cls(index.to(device, non_blocking=True), len(lengths))
 
@@ -110,7 +112,7 @@ class Segments:
         return self.sum(values) / self.sum(mask.to(values.dtype)).clamp(min=1.0)
 
     def spread(self, per_sequence: Tensor) -> Tensor:
-        """[count] → the shape of the tokens: each gets its sequence's value."""
+        """From [count] to the shape of the tokens: each token gets the value of its sequence."""
         return per_sequence[self.index]
 
 
@@ -119,30 +121,30 @@ Z_95 = 1.959964
 
 @dataclass(frozen=True)
 class Share:
-    """How often something holds, with the 95 % interval of Wilson (JASA 1927)."""
+    """A proportion of cases with its 95 % interval (Wilson, JASA 1927)."""
 
     value: float
     low: float
     high: float
     count: int
-    """Cases behind it."""
+    """Number of cases."""
 
 
 def win_rate(ours: np.ndarray, theirs: np.ndarray) -> Share | None:
-    """Share of prompts on which `ours` is higher, both float64 [P]. A NaN on either side leaves the prompt out; None: all."""
+    """Share of prompts on which `ours` is higher, both float64 [P]. Prompts with a NaN are left out; None if all are."""
     differences = ours - theirs
     known = differences[~np.isnan(differences)]
-    return ordered(known) if len(known) else None
+    return positive_share(known) if len(known) else None
 
 
-def ordered(differences: np.ndarray) -> Share:
-    """The share of differences that are positive; [c], c ≥ 1."""
+def positive_share(differences: np.ndarray) -> Share:
+    """The share of positive differences, where zeros count half; [c], c ≥ 1."""
     won = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
     return wilson(won, len(differences))
 
 
 def wilson(successes: float, count: int) -> Share:
-    """A share and its interval, by inverting the normal test: `(p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n)`."""
+    """A share and its interval, by inversion of the normal test: `(p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n)`."""
     share, z2 = successes / count, Z_95**2 / count
     centre = (share + z2 / 2) / (1 + z2)
     half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count)) / (1 + z2)

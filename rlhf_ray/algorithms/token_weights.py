@@ -48,12 +48,12 @@ def token_weights(
     valid = mask.bool().to(dtype)
     lengths = valid.sum(dim=1, keepdim=True)
     if not lengths.any():
-        raise ValueError("a minibatch without a single valid token has no loss; drop it before the update")
+        raise ValueError("a minibatch without a valid token has no loss; drop it before the update")
     return valid / _AGGREGATIONS[aggregation](lengths, max_length)
 
 
 def weighted_sum(token_loss: Tensor, weights: Tensor) -> Tensor:
-    """`sum(weights * token_loss)`, a scalar: the loss of a minibatch, or of a part of it. Any one shape."""
+    """`sum(weights * token_loss)`, a scalar: the loss of a minibatch, or of a part of it. Both have the same shape."""
     return (token_loss * weights).sum()
 
 
@@ -73,7 +73,7 @@ beyond it. Nothing is cut from below: there `exp` underflows to an exact zero.""
 
 
 def masked_log_ratio(numerator: Tensor, denominator: Tensor, mask: Tensor) -> Tensor:
-    """`log(p / q)` of two log-probabilities of any one shape, in nats; 0 where masked, and no gradient there."""
+    """`log(p / q)` of two log-probabilities with the same shape, in nats; 0 and without a gradient where masked."""
     return (numerator - denominator).masked_fill(~mask.bool(), 0.0)
 
 
@@ -93,18 +93,18 @@ def importance_weights(
     lower: float = 0.0,
     segments: Segments | None = None,
 ) -> Tensor:
-    """Weights of the shape of the logprobs.
+    """Importance weights with the shape of the log-probabilities.
 
     Args:
-        proximal_logprobs: of the policy that the update starts from, computed by the learner.
-        rollout_logprobs: of whatever sampled the tokens.
+        proximal_logprobs: under the policy from which the update starts, computed by the learner.
+        rollout_logprobs: reported by the engine that sampled the tokens.
         level: `token` weighs each token by its own ratio (low variance, biased); `sequence` weighs all tokens of a
             sequence by the product of its ratios (the exact correction, high variance).
         bound: `truncate` cuts weights to at most `upper`; `mask` sets weights outside [lower, upper] to zero.
         upper, lower: bounds of the ratio; `upper=math.inf` for none. `lower` is for `mask` only.
-        segments: which tokens are one sequence, for the level `sequence`; None: each row of [B, T] is one.
+        segments: which tokens belong to one sequence, for the level `sequence`; None: each row of [B, T] is one sequence.
 
-    Raises ValueError for bounds that do not enclose 1, a lower bound with `truncate`, or an unknown choice.
+    Raises ValueError for bounds that do not enclose 1, a lower bound with `truncate`, or an unknown level or bound.
     """
     _check(level, bound, upper, lower)
     valid = mask.bool()
@@ -128,4 +128,4 @@ def _check(level: str, bound: str, upper: float, lower: float) -> None:
     if not 0.0 <= lower <= 1.0 <= upper:
         raise ValueError(f"bounds [{lower}, {upper}] of importance weights must satisfy 0 <= lower <= 1 <= upper")
     if bound == "truncate" and lower != 0.0:
-        raise ValueError(f"lower={lower} has no meaning for truncated importance weights; use bound='mask' or lower=0")
+        raise ValueError(f"lower={lower} has no effect on truncated importance weights; use bound='mask' or lower=0")

@@ -86,7 +86,7 @@ def test_a_sequence_weight_ignores_masked_tokens_and_overflow_is_bounded() -> No
     [
         ({"upper": 0.5}, "must satisfy"),
         ({"bound": "mask", "lower": 1.5}, "must satisfy"),
-        ({"lower": 0.5}, "no meaning"),
+        ({"lower": 0.5}, "no effect"),
         ({"level": "batch"}, "allowed: token, sequence"),
         ({"bound": "clip"}, "allowed: truncate, mask"),
     ],

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, ordered_by
-from rlhf_ray.algorithms.statistics import ordered
+from rlhf_ray.algorithms.reward_quality import calibrate, longer_wins, measure_quality, positive_share_by
+from rlhf_ray.algorithms.statistics import positive_share
 
 
 def test_a_model_that_knows_nothing_has_one_half():
-    assert ordered(np.zeros(7)).value == 0.5
+    assert positive_share(np.zeros(7)).value == 0.5
 
 
 def test_a_calibrated_model_has_no_error_and_an_overconfident_one_has_much():
@@ -41,10 +41,10 @@ def test_a_model_that_is_length_is_found_out():
 def test_people_are_told_apart_where_they_have_labels_enough():
     gain = np.asarray([1.0] * 30 + [-1.0] * 10 + [1.0] * 5 + [-1.0] * 25)
     names = ["nurses"] * 40 + [None] * 5 + ["clerks"] * 19 + ["cooks"] * 6
-    by_name = ordered_by(gain, names)
+    by_name = positive_share_by(gain, names)
     assert list(by_name) == ["nurses"], "19 and 6 labels say nothing"
     assert (by_name["nurses"].value, by_name["nurses"].count) == (0.75, 40)
-    assert ordered_by(gain, ["all"] * 70)["all"] == ordered(gain)
+    assert positive_share_by(gain, ["all"] * 70)["all"] == positive_share(gain)
 
 
 def test_what_length_can_learn():
@@ -55,5 +55,5 @@ def test_what_length_can_learn():
 
 def test_without_comparisons():
     nothing = np.zeros(0, dtype=np.int64)
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="at least one comparison"):
         measure_quality(np.zeros(2), np.ones(2), nothing, nothing, True, [], [])

@@ -49,12 +49,9 @@ def test_response_of_one_token_gets_everything_there() -> None:
     assert rewards.tolist() == [[1.0]]
 
 
-def test_unfinished_responses_are_left_alone_lowered_or_replaced() -> None:
+def test_scores_of_unfinished_responses_are_lowered() -> None:
     scores, finished = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
-    assert score_unfinished(scores, finished).tolist() == [1.0, 2.0]
+    assert score_unfinished(scores, finished, penalty=0.0).tolist() == [1.0, 2.0]
     assert score_unfinished(scores, finished, penalty=1.5).tolist() == [1.0, 0.5]
-    assert score_unfinished(scores, finished, replacement=-1.0).tolist() == [1.0, -1.0]
-    with pytest.raises(ValueError, match="choose one"):
-        score_unfinished(scores, finished, penalty=1.0, replacement=-1.0)
     with pytest.raises(ValueError, match="would reward"):
         score_unfinished(scores, finished, penalty=-1.0)
