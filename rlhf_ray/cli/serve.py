@@ -44,9 +44,9 @@ def serve(
     from rlhf_ray.config.loading import load_serving
     from rlhf_ray.models.loading import check_model_folder, check_reward_model
     from rlhf_ray.runs.storage.folders import fetch_copy
-    from rlhf_ray.serving.deploying import version_of
+    from rlhf_ray.serving.deploying import find_version
 
-    settings, version = load_serving(config, overrides or []), version_of(target, label)
+    settings, version = load_serving(config, overrides or []), find_version(target, label)
     if settings.reward_model is not None:
         folder = fetch_copy(settings.reward_model, weights=False)
         if folder == settings.reward_model:
@@ -89,9 +89,9 @@ def publish(
     address: Address = "auto",
 ) -> None:
     """Add a new version to a running endpoint, without losing a request."""
-    from rlhf_ray.serving.deploying import version_of
+    from rlhf_ray.serving.deploying import find_version
 
-    share, version = share_of(canary), version_of(target, label)
+    share, version = share_of(canary), find_version(target, label)
     _connect(address)
     from rlhf_ray.serving.endpoint import Endpoint
 

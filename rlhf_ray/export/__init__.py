@@ -1,1 +1,1 @@
-"""A trained model as a folder to give away: safetensors, tokenizer, and a card that says where it comes from."""
+"""Exporting a trained model as a folder to share: safetensors, tokenizer, and a model card."""

@@ -1,7 +1,7 @@
-"""The model card: what the model learned from, how it was measured, and what these figures do not say.
+"""The model card: training data, evaluation, and known limits.
 
-Invariants: every figure stands in a file of the run; a limit is named wherever the run shows it, and what was not measured is
-said to be so.
+Invariants: every figure is read from a file of the run; every limit that the run's figures show is named, and so is what was not
+measured.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from rlhf_ray.runs.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 MUCH_LONGER = 1.25
-"""Times SFT's length: whoever reads the card should know."""
+"""Ratio to the length of SFT's responses above which the card warns."""
 POORLY_CALIBRATED = 0.1
+"""Expected calibration error above which the card warns."""
 
 
 def model_card(folder: RunFolder, what: str) -> ModelCard:
-    """The card of a run's model.
+    """The model card of a run's model.
 
     Args:
         what: `policy`, `sft` or `reward_model`.
@@ -54,7 +55,7 @@ def model_card(folder: RunFolder, what: str) -> ModelCard:
 
 
 def sources(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Kind and place of the data that a run's config names."""
+    """Kind and location of the data in a run's config."""
     data = config.get("data", {})
     if data.get("simulate"):
         yield "everything", "simulated customers and annotators with a hidden utility (rlhf_ray.data.simulator)"
@@ -65,7 +66,7 @@ def sources(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def limits(run: Content, what: str) -> Iterator[str]:
-    """What a reader should not conclude."""
+    """Sentences about what the figures do not show."""
     if what == "reward_model":
         yield from _limits_of_rewards(run.reward_quality)
         return
@@ -74,27 +75,27 @@ def limits(run: Content, what: str) -> Iterator[str]:
         yield "It was trained on demonstrations only." if what == "sft" else "It was not evaluated."
         return
     if evaluation.get("win_rate_vs_sft") is None:
-        yield "Nobody but the reward that it was trained on has judged it: what a person would prefer was not measured."
+        yield "It was evaluated only by the reward that it was trained on: human preference was not measured."
     else:
-        yield "Its win rate is by a utility function, not by people."
+        yield "Its win rate is judged by a utility function, not by people."
     lengths = evaluation["length"]
     if lengths.get("ppo") and lengths.get("sft") and lengths["ppo"] > MUCH_LONGER * lengths["sft"]:
-        yield f"Its answers are {lengths['ppo'] / lengths['sft']:.1f} times as long as before; the reward may like length."
+        yield f"Its responses are {lengths['ppo'] / lengths['sft']:.1f} times as long as before; the reward may favour length."
     if run.reward_quality is not None:
         yield from _limits_of_rewards(run.reward_quality)
 
 
 def _limits_of_rewards(quality: Mapping[str, Any] | None) -> Iterator[str]:
     if quality is None:
-        yield "How often the reward model agrees with people was not measured."
+        yield "The agreement of the reward model with people was not measured."
         return
     accuracy, length = quality["accuracy"], quality["length_baseline"]
     yield (
-        f"The reward model orders {accuracy['value']:.1%} of held-out comparisons as people did "
+        f"The reward model agrees with people on {accuracy['value']:.1%} of held-out comparisons "
         f"({accuracy['low']:.1%}–{accuracy['high']:.1%} of {accuracy['count']})."
     )
     if length["high"] >= accuracy["low"]:
-        yield f"Length alone orders {length['value']:.1%} rightly: the reward model is not shown to know more."
+        yield f"Choosing the longer response agrees on {length['value']:.1%}: the reward model may know no more than length."
     if quality["expected_calibration_error"] > POORLY_CALIBRATED:
         yield f"Its confidence is off by {quality['expected_calibration_error']:.0%} on average."
 

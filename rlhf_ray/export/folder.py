@@ -1,4 +1,4 @@
-"""Writing the folder that is given away."""
+"""Writing the folder of an exported model."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from rlhf_ray.runs.run_folder import QUALITY, RunFolder
 
 What = Literal["policy", "sft", "reward_model"]
 LEFT_OUT = ("metrics.jsonl", "fit.json", "held_out_rewards.json")
-"""What a stage keeps beside its model for itself."""
+"""Files of the training stage that are not exported."""
 
 
 class ExportError(InputError, ValueError):
-    """There is nothing to export, or nowhere to write it."""
+    """The run has no such model, or the target cannot be written."""
 
 
 def export(run: RunFolder, what: What, target: Path) -> Path:
-    """Copy a run's model, adapters merged, with its card and the figures behind it; the folder.
+    """Copy a run's model, with adapters merged, its model card and its figures; return the folder.
 
     Raises:
         ExportError: the run has no such model, or the target exists.
     """
     source = {"policy": run.policy, "sft": run.sft, "reward_model": run.reward_model}[what]
     if not run.config.is_file():
-        raise ExportError(f"{run.path} is not a run's folder; expected one with a config.yaml")
+        raise ExportError(f"{run.path} is not a run's folder: it has no config.yaml")
     if not source.is_dir():
         there = [name for name in ("policy", "sft", "reward_model") if (run.path / name).is_dir()]
         raise ExportError(f"{run.path} has no {what} yet; it has {', '.join(there) or 'no model'}")
     if target.exists():
-        raise ExportError(f"{target} is there already; choose another folder")
+        raise ExportError(f"{target} exists already; choose another folder")
     check_model_folder(str(source), f"the {what} to export")
     temporary = target.with_name(f".{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)

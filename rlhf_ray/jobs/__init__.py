@@ -1,1 +1,1 @@
-"""Runs as jobs of a Ray cluster: what is packed, what is submitted, how they are watched, stopped and resumed."""
+"""Runs as jobs of a Ray cluster: packing, submitting, watching, stopping and resuming them."""

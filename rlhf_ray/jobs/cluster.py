@@ -1,6 +1,6 @@
-"""A Ray cluster as its job API shows it: the attempts at runs, their logs, their actors.
+"""Runs on a Ray cluster through its job API: the attempts at each run, their logs and actors.
 
-Invariant: only what this project submitted is listed or touched.
+Invariant: only jobs that this project submitted are listed or changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.jobs.connection import ClusterRefused, dashboard_of, explained, read_token
+from rlhf_ray.jobs.connection import ClusterRefused, dashboard_of, read_token, readable_errors
 from rlhf_ray.jobs.submission import ATTEMPT, FILES, FOLDER, RUN, Submission
 from rlhf_ray.runs.status import RunStatus, newest_status
 from rlhf_ray.runtime.addresses import AUTO, JOBS_VARIABLES, is_url, jobs_address, unset
@@ -32,13 +32,13 @@ ROLES = {
     "RolloutWorker": "rollout", "RewardWorker": "reward", "ReferenceWorker": "reference", "TeacherWorker": "teacher",
     "Learner": "learner", "RayTrainWorker": "trainer",
 }  # fmt: skip
-"""Classes of actors, as Ray lists them."""
+"""Names of roles by actor class, as Ray lists them."""
 TAIL = 2000
-"""Lines of a log in which the newest status is looked for."""
+"""Number of lines at the end of a log that are searched for the newest status."""
 
 
 class UnknownRun(InputError, LookupError):
-    """The cluster has no run of this name."""
+    """The cluster knows no run of this name."""
 
 
 class RunIsLive(InputError, RuntimeError):
@@ -47,62 +47,64 @@ class RunIsLive(InputError, RuntimeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One job: an attempt at a run."""
+    """One attempt at a run, which is one Ray job."""
 
     submission: Submission
     state: str
-    """Ray's: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED."""
+    """Ray's job status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     started: float | None = None
     """Seconds since the epoch."""
     ended: float | None = None
+    """Seconds since the epoch."""
     job: str | None = None
-    """Ray's id of the driver; None until it has connected."""
+    """Ray's id of the driver's job; None until the driver has connected."""
     node: str | None = None
-    """On which the driver runs."""
+    """Id of the node that runs the driver."""
 
     @property
     def live(self) -> bool:
-        """Whether it may still do something."""
+        """Whether it has not ended."""
         return self.state in LIVE
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Actors that are alive."""
+    """The live actors of a run."""
 
     by_role: dict[str, int]
     nodes: int
-    """On how many nodes they are."""
+    """Number of nodes that they run on."""
 
 
 class RayCluster:
-    """The job API at an address."""
+    """A client of a cluster's job API."""
 
     def __init__(self, address: str | None = None) -> None:
-        """`address`: of the dashboard, `http://head:8265`; None: that of RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or of this machine.
+        """Connect to the job API.
+
+        Args:
+            address: the dashboard's, such as `http://head:8265`; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's.
 
         Raises:
-            AddressRefused: no address of a jobs API, or a cluster on this machine that has ended.
-            ClusterRefused: nobody there, no token, or a wrong one.
+            AddressRefused: it is not the address of a job API, or the cluster on this machine has ended.
+            ClusterRefused: nothing answers there, or the token is missing or wrong.
         """
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(
-            logging.WARNING
-        )  # it says which package it uploads; people read what is said here
+        logging.getLogger("ray").setLevel(logging.WARNING)
         token = read_token(os.environ)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         chosen = jobs_address(address, os.environ) or AUTO
-        # Ray would prefer the environment to what it is given.
-        with explained(chosen), unset(*JOBS_VARIABLES):
+        # Ray would prefer the environment variables to the given address.
+        with readable_errors(chosen), unset(*JOBS_VARIABLES):
             url = chosen if is_url(chosen) else dashboard_of(chosen)
             self._jobs = JobSubmissionClient(url, headers=dict(headers))
         self.address = self._jobs.get_address()
         self._state = httpx.Client(base_url=f"{self.address}/api/v0", headers=headers, timeout=30.0)
 
     def attempts(self) -> list[Attempt]:
-        """Of all runs, by name and number."""
-        with explained(self.address):
+        """All attempts at all runs, sorted by run and number."""
+        with readable_errors(self.address):
             details = self._jobs.list_jobs()
         return sorted(
             map(as_attempt, filter(_is_ours, details)), key=lambda a: (a.submission.run, a.submission.attempt)
@@ -112,22 +114,22 @@ class RayCluster:
         """The last attempt at a run.
 
         Raises:
-            UnknownRun: naming those that there are.
+            UnknownRun: listing the runs that the cluster knows.
         """
         attempts = self.attempts()
         of_run = [attempt for attempt in attempts if attempt.submission.run == run]
         if not of_run:
             known = ", ".join(sorted({attempt.submission.run for attempt in attempts})) or "none"
-            raise UnknownRun(f"{self.address} knows no run {run!r}; it has: {known}")
+            raise UnknownRun(f"{self.address} knows no run {run!r}; it knows: {known}")
         return of_run[-1]
 
     def submit(self, submission: Submission, folder: Path) -> Attempt:
-        """Send the folder and start the job.
+        """Upload the folder and start the job.
 
         Raises:
-            ClusterRefused: also where the attempt exists already.
+            ClusterRefused: also if this attempt exists already.
         """
-        with explained(self.address):
+        with readable_errors(self.address):
             self._jobs.submit_job(
                 entrypoint=submission.entrypoint,
                 submission_id=submission.id,
@@ -137,52 +139,52 @@ class RayCluster:
         return Attempt(submission, "PENDING")
 
     def refresh(self, attempt: Attempt) -> Attempt:
-        """The attempt as it is now."""
-        with explained(self.address):
+        """The current state of an attempt."""
+        with readable_errors(self.address):
             return as_attempt(self._jobs.get_job_info(attempt.submission.id))
 
     def stop(self, attempt: Attempt, timeout_s: float) -> Attempt:
-        """Ask the job to end, and wait until it has.
+        """Stop the job, and wait until it has ended.
 
         Raises:
             ClusterRefused: it takes longer than `timeout_s`.
         """
-        with explained(self.address):
+        with readable_errors(self.address):
             self._jobs.stop_job(attempt.submission.id)
         deadline = time.monotonic() + timeout_s
         while (now := self.refresh(attempt)).live:
             if time.monotonic() > deadline:
                 raise ClusterRefused(
-                    f"{attempt.submission.id} is still ending after {timeout_s:.0f} s; it goes on by itself: `rlhf-ray status`"
+                    f"{attempt.submission.id} is still stopping after {timeout_s:.0f} s; see `rlhf-ray status`"
                 )
             time.sleep(0.5)
         return now
 
     def log(self, attempt: Attempt) -> str:
-        """All that the driver has said."""
-        with explained(self.address):
+        """The driver's whole output so far."""
+        with readable_errors(self.address):
             return self._jobs.get_job_logs(attempt.submission.id)
 
     def follow(self, attempt: Attempt) -> Iterator[str]:
-        """What the driver has said, and what it says until it ends; in pieces."""
-        with explained(self.address), asyncio.Runner() as runner:
+        """Yield the driver's output in pieces until it ends."""
+        with readable_errors(self.address), asyncio.Runner() as runner:
             pieces = self._jobs.tail_job_logs(attempt.submission.id)
             while (piece := runner.run(_next(pieces))) is not None:
                 yield piece
 
     def status(self, attempt: Attempt) -> RunStatus:
-        """Where the run stands; only its name is known of one that has said nothing yet, or whose log is gone with its node."""
+        """The run's newest status; only its name if the driver has printed none yet, or if its log is gone with its node."""
         unknown = RunStatus(attempt.submission.run)
         if attempt.node is None:
             return unknown
-        # By its name: asked for by the submission id, Ray 2.60 answers 500.
+        # By the file's name: with the submission id, Ray 2.60 answers 500.
         log = self._get(
             "/logs/file", node_id=attempt.node, filename=f"job-driver-{attempt.submission.id}.log", lines=TAIL
         )
         return newest_status(log.text.splitlines() if log.is_success else []) or unknown
 
     def workers(self, attempt: Attempt) -> Workers:
-        """The actors of a live run."""
+        """The live actors of a run."""
         if not attempt.live or attempt.job is None:
             return Workers({}, 0)
         listed = self._get(
@@ -194,7 +196,7 @@ class RayCluster:
         return Workers(dict(by_role), len({actor["node_id"] for actor in ours}))
 
     def _get(self, path: str, **parameters: Any) -> httpx.Response:
-        """From Ray's state API."""
+        """A response of Ray's state API."""
         try:
             return self._state.get(path, params=parameters)
         except httpx.HTTPError as error:
@@ -202,7 +204,7 @@ class RayCluster:
 
 
 def as_attempt(job: JobDetails) -> Attempt:
-    """What Ray knows of a job."""
+    """An attempt from Ray's details of its job."""
     metadata, environment = job.metadata, (job.runtime_env or {}).get("env_vars", {})
     submission = Submission(
         metadata[RUN],
@@ -232,8 +234,8 @@ def check_not_live(attempts: Sequence[Attempt], run: str) -> int:
     for attempt in of_run:
         if attempt.live:
             raise RunIsLive(
-                f"run {run!r} is {attempt.state.lower()} as {attempt.submission.id}; watch it by `rlhf-ray status {run}`, "
-                f"end it by `rlhf-ray stop {run}`, or give this one another name: name=…"
+                f"run {run!r} is {attempt.state.lower()} as {attempt.submission.id}; watch it with `rlhf-ray status {run}`, "
+                f"stop it with `rlhf-ray stop {run}`, or give this run another name: name=…"
             )
     return max((attempt.submission.attempt for attempt in of_run), default=0) + 1
 

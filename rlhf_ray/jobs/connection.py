@@ -1,4 +1,4 @@
-"""Reaching the job API of a cluster: where it is, and what the cluster refuses, said with what to do about it."""
+"""Connecting to a cluster's job API: address, token, and error messages that say what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf_ray.runtime.addresses import AUTO, JOBS_ALLOWED, check_answers, check_
 
 
 def read_token(environment: Mapping[str, str]) -> str | None:
-    """The token from where Ray looks for it, in Ray's order; None where there is none."""
+    """The cluster's token, from the same places and in the same order as in Ray; None if there is none."""
     if token := environment.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -20,14 +20,17 @@ def read_token(environment: Mapping[str, str]) -> str | None:
 
 
 class ClusterRefused(InputError, RuntimeError):
-    """The cluster cannot be reached, wants another token, or does not do what it was asked for."""
+    """The cluster cannot be reached, needs another token, or refused a request."""
 
 
 def dashboard_of(address: str) -> str:
-    """The jobs API of a cluster, from its head.
+    """The URL of a cluster's job API.
+
+    Args:
+        address: the cluster's, `HOST:PORT`, or `auto` for this machine's.
 
     Raises:
-        AddressRefused: nobody answers there.
+        AddressRefused: nothing answers there.
         ClusterRefused: it has no dashboard.
     """
     from ray.dashboard.utils import get_address_for_submission_client
@@ -42,14 +45,14 @@ def dashboard_of(address: str) -> str:
         raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error
     if url == "http://":
         raise ClusterRefused(
-            f"{address}: the cluster was started without its dashboard, which takes jobs; {JOBS_ALLOWED}"
+            f"{address}: the cluster was started without its dashboard, which accepts jobs; {JOBS_ALLOWED}"
         )
     return url
 
 
 @contextmanager
-def explained(address: str) -> Iterator[None]:
-    """Ray's errors in this project's words."""
+def readable_errors(address: str) -> Iterator[None]:
+    """Turn Ray's errors into `ClusterRefused` with a message that says what to do."""
     from ray.exceptions import AuthenticationError, RayError
     from requests import RequestException
 
@@ -58,11 +61,11 @@ def explained(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         wrong = "failed" in str(error).split("\n")[0]
-        why = "refuses this token" if wrong else "wants a token, and none was sent"
+        why = "refuses this token" if wrong else "requires a token, and none was sent"
         raise ClusterRefused(f"{address} {why}; {hint}") from error
     except ConnectionError as error:
         raise ClusterRefused(
-            f"{address}: {error}; name the dashboard by --address http://HOST:8265 or RAY_ADDRESS"
+            f"{address}: {error}; give the dashboard's address with --address http://HOST:8265 or RAY_ADDRESS"
         ) from error
     except RequestException as error:
         raise ClusterRefused(f"{address}: {_first_line(error)}; {JOBS_ALLOWED}") from error

@@ -1,7 +1,7 @@
-"""What travels to the cluster: this package, the config, and the files of the directory that a run is submitted from.
+"""The files that are sent to the cluster: this package, the config, and the directory that a run is submitted from.
 
-Invariants: nothing that looks like a secret, no virtual environment, no version control and no run's folder is packed, whoever
-names it; symbolic links never lead out of the directory.
+Invariants: secrets, virtual environments, version control and run folders are never packed, even if the config names them;
+symbolic links never lead out of the directory.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ import rlhf_ray
 from rlhf_ray.errors import InputError
 
 LIMIT_MB = 400
-"""Of all files. Ray stores packages of up to 512 MiB in the head's memory."""
+"""Maximum size of all files. Ray stores packages of up to 512 MiB in the head's memory."""
 LEFT_OUT = (
     ".git", ".hg", ".svn", ".ssh", ".aws", ".azure", ".kube", ".docker", ".gnupg", ".ray", ".netrc", ".terraform",
     "__pycache__", "node_modules", ".*_cache", ".hypothesis", "*.egg-info", ".DS_Store", ".gitignore", ".rayignore",
 )  # fmt: skip
-"""Names of files and folders. Ignore files: Ray would apply them to the package again, to what the config names and to this
-package, too; which files travel has been decided by then."""
+"""Names of files and folders. They include ignore files: Ray would apply those to the package again, also to files that the
+config names and to this project's package."""
 SECRETS = (
     ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.token", "auth_token",
     ".pypirc", ".npmrc", ".pgpass", ".htpasswd", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
     "*credential*", "*secret*", "kubeconfig*", "*.tfstate*", "service-account*.json", "service_account*.json",
 )  # fmt: skip
-"""Names of files; of those that end in .py only the first few would be meant."""
+"""Names of files that may contain secrets. Files that end in .py are exempt."""
 LARGEST_TEXT = 4 << 20
-"""Bytes up to which a file is searched for secrets that are known."""
+"""Maximum size in bytes of files that are searched for known secrets."""
 PRIVATE_KEY = b"PRIVATE KEY-----"
-"""In the first bytes of a file, whatever its name."""
+"""A file that begins with this is not packed, whatever its name is."""
 CONFIG = PurePath(".rlhf-ray", "config.yaml")
-"""The resolved config, in the package."""
+"""Path of the resolved config in the package."""
 
 
 class PackageTooLarge(InputError, ValueError):
-    """More than can be sent with a job."""
+    """The files are larger than a job's package may be."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A folder to send."""
+    """A folder that is ready to be sent."""
 
     folder: Path
     files: tuple[PurePath, ...]
     bytes: int
     left_out: tuple[PurePath, ...] = ()
-    """What would be there but for a value in it."""
+    """Files that were left out because they contain a secret value."""
 
 
 def files_to_pack(root: Path, named: Iterable[str] = ()) -> list[PurePath]:
-    """Files of `root`, relative to it, in order.
+    """The files of `root` to pack, as sorted relative paths.
 
-    In a git work tree those that git does not ignore. `named` are relative paths that the config mentions: they are packed though
-    git ignores them, with everything below them.
+    In a git work tree, files that git ignores are left out. `named` are relative paths that the config mentions: they are packed
+    with everything below them, even if git ignores them.
     """
     chosen = set(_visible_to_git(root) or _below(root, root))
     for name in named:
@@ -71,7 +71,7 @@ def files_to_pack(root: Path, named: Iterable[str] = ()) -> list[PurePath]:
 
 
 def is_left_out(path: PurePath) -> bool:
-    """Whether a path's name says that it is not for others."""
+    """Whether a path is excluded by its name."""
     if any(fnmatch.fnmatchcase(part, pattern) for part in path.parts for pattern in LEFT_OUT):
         return True
     name = path.name.lower()
@@ -79,10 +79,10 @@ def is_left_out(path: PurePath) -> bool:
 
 
 def pack(root: Path, config: str | None, named: Iterable[str], into: Path, secrets: Sequence[str] = ()) -> Package:
-    """Copy what travels to `into`, an empty folder; the config, too, where there is one. No file that holds one of the `secrets`.
+    """Copy the files and the config, if there is one, to `into`, an empty folder. Files with one of the `secrets` are left out.
 
     Raises:
-        PackageTooLarge: with the largest files.
+        PackageTooLarge: listing the largest files.
     """
     every = files_to_pack(root, named)
     files = [path for path in every if not _holds(root / path, secrets)]
@@ -91,14 +91,14 @@ def pack(root: Path, config: str | None, named: Iterable[str], into: Path, secre
         largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:5]
         listing = "\n".join(f"  {sizes[path] / (1 << 20):8.1f} MiB  {path}" for path in largest)
         raise PackageTooLarge(
-            f"{root} holds {total / (1 << 20):.0f} MiB to send with the job, and {LIMIT_MB} is the most; put models and data "
-            f"where all nodes see them and name them by absolute paths, or let git ignore them. The largest:\n{listing}"
+            f"{root} has {total / (1 << 20):.0f} MiB to send with the job, at most {LIMIT_MB} are allowed; put models and data "
+            f"where all nodes can read them and use absolute paths, or let git ignore them. The largest:\n{listing}"
         )
     for path in files:
         (into / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / path, into / path)
     package = Path(rlhf_ray.__file__).parent
-    # Both sides run the same version, whatever the nodes have installed and whatever lies in `root`.
+    # Replaces a copy from `root`, and is imported before an installed one: both sides run the same version.
     shutil.rmtree(into / package.name, ignore_errors=True)
     shutil.copytree(package, into / package.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     if config is not None:
@@ -108,7 +108,7 @@ def pack(root: Path, config: str | None, named: Iterable[str], into: Path, secre
 
 
 def _visible_to_git(root: Path) -> list[PurePath] | None:
-    """None where `root` is in no work tree, or there is no git."""
+    """Files that git does not ignore; None if `root` is not in a git work tree, or git is not installed."""
     command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, capture_output=True, check=True).stdout
@@ -125,13 +125,13 @@ def _below(folder: Path, root: Path) -> Iterator[PurePath]:
 
 
 def _marked(root: Path, files: Iterable[PurePath], marks: tuple[str, ...]) -> set[PurePath]:
-    """Folders, other than `root`, in which one of the marks lies."""
+    """Folders below `root` that contain one of the marks."""
     folders = {parent for path in files for parent in path.parents} - {PurePath(".")}
     return {folder for folder in folders if any((root / folder / mark).exists() for mark in marks)}
 
 
 def _holds(path: Path, secrets: Sequence[str]) -> bool:
-    """Whether a file that people could have written has one of the texts in it."""
+    """Whether a file of moderate size contains one of the secrets."""
     if not secrets or path.stat().st_size > LARGEST_TEXT:
         return False
     text = path.read_bytes()
@@ -139,7 +139,7 @@ def _holds(path: Path, secrets: Sequence[str]) -> bool:
 
 
 def _is_harmless(path: Path, root: Path) -> bool:
-    """A file inside `root`, also where links lead, that does not begin like a private key."""
+    """Whether a file is inside `root`, links followed, and does not begin like a private key."""
     real = path.resolve()
     inside = real.is_relative_to(root.resolve())
     if not inside or (path.is_symlink() and is_left_out(real.relative_to(root.resolve()))):

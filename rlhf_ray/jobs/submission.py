@@ -1,7 +1,7 @@
-"""From a config to what Ray's job API is asked for. Pure.
+"""From a config to the arguments of Ray's job API. Pure functions.
 
-Invariants: a submission id is the run's name and the number of the attempt, so two submissions of the same attempt are refused by
-Ray itself; values of environments, which may be secrets, leave this process encrypted.
+Invariants: a submission id is the run's name and the attempt's number, so Ray itself refuses a second submission of one attempt;
+environment values, which may be secrets, leave this process encrypted.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rlhf_ray.jobs.packing import CONFIG
 from rlhf_ray.jobs.secrets import VARIABLE, JobSecrets, encrypt
 
 RUN, ATTEMPT, FOLDER, FILES = "rlhf_ray.run", "rlhf_ray.attempt", "rlhf_ray.folder", "rlhf_ray.files"
-"""Keys of a job's metadata."""
+"""Keys in the metadata of a job."""
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-"""How long Ray lets a job that is to stop finish, before it kills it."""
+"""Variable for how long Ray waits for a stopping job before it kills it."""
 STOP_WAIT_S = 1800
-"""Enough for the step that is under way and its checkpoint, at 70 billion parameters, too."""
+"""Enough for the current step and its checkpoint with 70 billion parameters."""
 ADDRESS = "cluster.address=auto"
 
 
@@ -38,21 +38,21 @@ class Submission:
     run: str
     attempt: int
     folder: str
-    """Of the run, as its nodes see it."""
+    """The run's folder, as the nodes see it."""
     entrypoint: str
     files: tuple[str, ...]
-    """Relative paths that the config names."""
+    """Relative paths that the config mentions."""
     environment: Mapping[str, str]
-    """Of the job and all its actors; secrets are encrypted."""
+    """Environment variables of the job and its actors; secrets are encrypted."""
 
     @property
     def id(self) -> str:
-        """Ray's submission id; Ray takes each once."""
+        """Ray's submission id. Ray accepts each id once."""
         return f"{self.run}-attempt{self.attempt}"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What `list`, `status` and `resume` read back."""
+        """The metadata that `list`, `status` and `resume` read back."""
         return {
             RUN: self.run,
             ATTEMPT: str(self.attempt),
@@ -69,23 +69,23 @@ def plan_submission(
     forwarded: Mapping[str, str] | None = None,
     token: str | None = None,
 ) -> Submission:
-    """The first attempt, or another, with the config of now.
+    """An attempt at a run with this config.
 
     Args:
         root: the directory that is submitted.
-        flags: of `rlhf-ray run`.
-        forwarded: environment variables that the run's driver is to have.
-        token: the cluster's.
+        flags: options for `rlhf-ray run`.
+        forwarded: environment variables for the run's driver.
+        token: the cluster's token.
 
     Raises:
-        SecretsError: there are values to be encrypted, and no token.
-        NotSubmittable: the run's folder would lie in the job's temporary directory, and be lost with it.
+        SecretsError: there are values to encrypt, and no token.
+        NotSubmittable: the run's folder would be inside the job's temporary directory, and be lost with it.
     """
     folder = config.folder.rstrip("/")
     if not PurePosixPath(folder).is_absolute() and "://" not in folder:
         raise NotSubmittable(
-            f"folder is {config.folder!r}, relative; a job's own directory is gone with the job, so runs need a path that "
-            f"all nodes see: folder=/mnt/shared/runs, or folder={root / folder} where the nodes share this machine's disk; "
+            f"folder is {config.folder!r}, a relative path; a job's own directory is deleted with it, so runs need a path that "
+            f"all nodes can read: folder=/mnt/shared/runs, or folder={root / folder} if the nodes share this machine's disk; "
             "or a store: folder=s3://bucket/runs"
         )
     environment = {STOP_WAIT: str(STOP_WAIT_S)}
@@ -97,12 +97,12 @@ def plan_submission(
 
 
 def secrets_of(config: RunConfig, forwarded: Mapping[str, str] | None = None) -> JobSecrets:
-    """What must not be read on the way."""
+    """The values that must be encrypted in transit."""
     return JobSecrets(forwarded or {}, environment_values(config))
 
 
 def next_attempt(before: Submission, overrides: Sequence[str] = ()) -> Submission:
-    """Go on with a run: the config is the one that its folder holds."""
+    """The next attempt at a run, with the config from its folder."""
     unset = [override for override in overrides if "=" not in override]
     if unset:
         raise ConfigError(f"{unset[0]!r}: an override has the form section.key=value")
@@ -111,12 +111,12 @@ def next_attempt(before: Submission, overrides: Sequence[str] = ()) -> Submissio
 
 
 def entrypoint(config: str, arguments: Sequence[str]) -> str:
-    """The job's command. `exec`: the signal that stops a job must reach Python, not a shell."""
+    """The job's command. With `exec`, the signal that stops a job reaches Python and not a shell."""
     return "exec " + shlex.join(["python", "-m", "rlhf_ray", "run", config, ADDRESS, *arguments])
 
 
 def _existing(value: object, root: Path) -> set[str]:
-    """Strings of a config that are relative paths of something in `root`."""
+    """Strings of a config that are relative paths of existing files or folders in `root`."""
     if isinstance(value, dict):
         return {found for item in value.values() for found in _existing(item, root)}
     if isinstance(value, list):

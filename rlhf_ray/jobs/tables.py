@@ -1,4 +1,4 @@
-"""Runs on a cluster as tables for people."""
+"""Tables of runs for the console."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLES = {"RUNNING": "green", "PENDING": "yellow", "FAILED": "red", "STOPPED": 
 
 
 def status_table(rows: Iterable[tuple[Attempt | None, RunStatus, Workers | None]]) -> Table:
-    """A row for each run. None for what is not known of one that is no job."""
+    """A table with one row for each run. Attempt and workers are None for a run that is not a job."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("run", "state", "stage"):
         table.add_column(column)
@@ -31,7 +31,7 @@ def status_table(rows: Iterable[tuple[Attempt | None, RunStatus, Workers | None]
 
 
 def status_cells(attempt: Attempt | None, status: RunStatus, workers: Workers | None) -> tuple[str, ...]:
-    """The cells of a row, as rich markup."""
+    """The cells of one row, as rich markup."""
     alerts, faults = (f"[red]{count}[/]" if count else "0" for count in (status.alerts, status.faults))
     return (
         status.run, _state(attempt), (status.stage or "–").replace("_", " "), _step(status), _figure(status.reward),
@@ -41,16 +41,10 @@ def status_cells(attempt: Attempt | None, status: RunStatus, workers: Workers | 
 
 
 def run_table(attempts: Sequence[Attempt], now: float | None = None) -> Table:
-    """A row for each run: its last attempt. `now`: seconds since the epoch."""
+    """A table with the last attempt of each run. `now` is in seconds since the epoch."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column, justify in (
-        ("run", "left"),
-        ("state", "left"),
-        ("attempts", "right"),
-        ("began", "left"),
-        ("took", "right"),
-    ):
-        table.add_column(column, justify=justify)
+    for column in ("run", "state", "attempts", "began", "took"):
+        table.add_column(column, justify="right" if column in ("attempts", "took") else "left")
     table.add_column("folder", overflow="fold")
     newest = {attempt.submission.run: attempt for attempt in attempts}
     for run, attempt in newest.items():

@@ -1,4 +1,5 @@
-"""Serving policies through Ray Serve: OpenAI's API, keys, limits, and versions that change under load.
+"""Serving policies with Ray Serve: OpenAI's API, keys, limits, and versions that are replaced under load.
 
-A version is a Serve application of its own (`ray.serve.llm`); the gateway in front of them decides which one answers.
+Each version is a Serve application of its own (`ray.serve.llm`). The gateway in front of them chooses which one
+answers a request.
 """

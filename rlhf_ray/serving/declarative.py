@@ -1,7 +1,7 @@
-"""An endpoint as Ray Serve's config files have it: `serve deploy FILE`, and KubeRay's RayService.
+"""An endpoint as a config file of Ray Serve, for `serve deploy FILE` and for KubeRay's RayService.
 
-Invariant: the applications are those of `rlhf-ray serve`, built by the same functions; what a file says is the state, so versions
-change by changing the file: an application for the new engines, then the gateway's `versions`.
+Invariant: the applications are those of `rlhf-ray serve`, built by the same functions. The file describes the state, so versions
+are changed in the file: first add an application with the new engines, then change the versions of the gateway.
 """
 
 from __future__ import annotations
@@ -22,78 +22,79 @@ from rlhf_ray.serving.versions import Version, Versions
 
 
 class ServedVersion(Section):
-    """`rlhf_ray.serving.versions.Version`."""
+    """A version (`rlhf_ray.serving.versions.Version`)."""
 
     name: str
-    """For clients; of the application, too: `<endpoint>.<name>`."""
+    """Name that clients see. The application's name is `<endpoint>.<name>`."""
     folder: str
-    """Hugging Face folder that all nodes see, or `URI#name` of a model of a run on a store."""
+    """Hugging Face folder that all nodes can read, or `URI#name` for a model of a run on a store."""
 
 
 class GatewayArguments(Section):
-    """Of the application with the endpoint's route."""
+    """Arguments of the gateway, the application that receives the requests."""
 
     serving: ServingConfig
-    """The endpoint."""
+    """The endpoint's config."""
     stable: ServedVersion
-    """Who gets the traffic,"""
+    """The version that gets the traffic."""
     candidate: ServedVersion | None = None
-    """and who gets a share of it."""
+    """A version that gets a share of the traffic."""
     share: float = Field(0.0, ge=0, lt=1)
-    """Of the candidate."""
+    """The candidate's share."""
     previous: ServedVersion | None = None
-    """Alive, to go back to."""
+    """The version for a rollback; its engines keep running."""
 
     @property
     def versions(self) -> Versions:
+        """The same as the gateway's state."""
         return Versions.from_dict(self.model_dump(exclude={"serving"}))
 
 
 class EngineArguments(Section):
-    """Of the engines of a version."""
+    """Arguments of the engines of one version."""
 
     serving: ServingConfig
-    """The endpoint."""
+    """The endpoint's config."""
     version: ServedVersion
-    """The policy."""
+    """The version to serve."""
 
 
 class RewardArguments(Section):
-    """Of the reward model."""
+    """Arguments of the reward model's application."""
 
     serving: ServingConfig
-    """The endpoint, with a `reward_model`."""
+    """The endpoint's config, with a `reward_model`."""
 
 
 def gateway(arguments: dict[str, Any]) -> Application:
-    """`GatewayArguments` as an application; the keys are in the environment of the cluster's nodes.
+    """Build the gateway from `GatewayArguments`. Keys come from the environment of the cluster's nodes.
 
     Raises:
         ValidationError, KeysError: naming what is wrong.
     """
-    asked = GatewayArguments.model_validate(arguments)
-    variable = asked.serving.keys_env
+    parsed = GatewayArguments.model_validate(arguments)
+    variable = parsed.serving.keys_env
     keys = None if variable is None else read_keys(variable, os.environ)
     if keys == {}:
         raise KeysError(
-            f"{variable} is not set on the cluster's nodes; set it to name:key, or serving.keys_env to null"
+            f"{variable} is not set on the cluster's nodes; set it to name:key there, or set serving.keys_env to null"
         )
-    return build_gateway(asked.serving, keys, asked.versions)
+    return build_gateway(parsed.serving, keys, parsed.versions)
 
 
 def engines(arguments: dict[str, Any]) -> Application:
-    """`EngineArguments` as an application."""
-    asked = EngineArguments.model_validate(arguments)
-    return build_policy(asked.serving, Version(**asked.version.model_dump()))
+    """Build the engines of a version from `EngineArguments`."""
+    parsed = EngineArguments.model_validate(arguments)
+    return build_policy(parsed.serving, Version(**parsed.version.model_dump()))
 
 
 def rewards(arguments: dict[str, Any]) -> Application:
-    """`RewardArguments` as an application."""
+    """Build the reward model's application from `RewardArguments`."""
     return build_rewards(RewardArguments.model_validate(arguments).serving)
 
 
 def serve_config(config: ServingConfig, versions: Versions) -> dict[str, Any]:
-    """The content of a config file for `serve deploy`, or of a RayService's `serveConfigV2`."""
+    """The content of a config file for `serve deploy`, which is also a RayService's `serveConfigV2`."""
     serving = config.model_dump(exclude_defaults=True, mode="json") | {"name": config.name}
     routed = {"serving": serving, **{key: value for key, value in versions.as_dict().items() if value}}
     applications = [_application(config, "gateway", "gateway", routed, route="/")]

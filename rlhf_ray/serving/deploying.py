@@ -1,7 +1,10 @@
-"""One application of an endpoint in Ray Serve: handed over, and waited for.
+"""Deploying one application of an endpoint on Ray Serve, and waiting until it runs.
 
-Invariant: an application runs in the environment of whoever started its endpoint, so that Serve changes running gateways and does
-not replace them when somebody else, such as a training job with a package of its own, publishes.
+Invariant: an application runs in the runtime environment of the process that started its endpoint. So Serve updates running
+gateways and does not replace them when another process publishes, such as a training job with its own package.
+
+Private Ray API: `build_app` and Serve's client. `serve.run` would use the runtime environment of this process, and no public
+function tells where a running Serve listens.
 """
 
 from __future__ import annotations
@@ -26,22 +29,26 @@ from rlhf_ray.runs.storage.location import is_reference, is_uri
 from rlhf_ray.runs.storage.session import read_run
 from rlhf_ray.serving.versions import Version
 
+_POLL_S = 0.2
+_SHOWN = 2000
+"""Maximum number of characters of Serve's messages in an error."""
 
-def version_of(path: str, label: str | None = None) -> Version:
-    """The newest policy of a run's folder, or the model of a Hugging Face folder.
+
+def find_version(path: str, label: str | None = None) -> Version:
+    """The newest policy of a run, or the model of a Hugging Face folder, as a version to serve.
 
     Args:
-        path: of either. A run may also be named by its URI, and a model in it by `URI#name`: then each node that serves it
-            fetches it.
-        label: the version's name; by default the run's with its step, or the folder's.
+        path: a run's folder, its URI, `URI#name` for a model of that run, or a Hugging Face folder. Models on a store are
+            downloaded by each node that serves them.
+        label: the version's name; by default the run's name with its step, or the folder's name.
 
     Raises:
-        NotAModel: it is neither.
+        NotAModel: there is no such run or model.
     """
     if is_reference(path):
         fetch_copy(path, weights=False)
-        run, _, name = path.partition("#")
-        return Version(plain(label or f"{run.rpartition('/')[2]}-{name}"), path)
+        uri, _, name = path.partition("#")
+        return Version(valid_name(label or f"{uri.rpartition('/')[2]}-{name}"), path)
     run = read_run(path)
     if not run.config.is_file():
         folder, name = run.path, run.path.name
@@ -50,55 +57,50 @@ def version_of(path: str, label: str | None = None) -> Version:
         folder, name = run.policy, f"{run.name}-{records[-1]['step']}" if records else run.name
     else:
         folder, name = run.sft, f"{run.name}-sft"
-    if is_uri(path):  # whether it is whole is looked at there
-        return version_of(f"{path.rstrip('/')}#{folder.name}", label or name)
+    if is_uri(path):
+        return find_version(f"{path.rstrip('/')}#{folder.name}", label or name)
     if run.config.is_file() and not folder.is_dir():
-        raise NotAModel(f"{path!r} is a run that has no policy yet, and no SFT model; wait for it, or name another")
-    if not folder.is_dir():
         raise NotAModel(
-            f"{path!r} is neither the folder of a run nor a Hugging Face model folder: there is no such folder"
+            f"{path!r} is a run that has no policy and no SFT model yet; wait for it, or choose another run"
         )
+    if not folder.is_dir():
+        raise NotAModel(f"{path!r} is neither a run's folder nor a Hugging Face model folder: it does not exist")
     check_model_folder(str(folder), "the model to serve")
-    return Version(plain(label or name), str(folder))
+    return Version(valid_name(label or name), str(folder))
 
 
-def plain(name: str) -> str:
-    """A name for a version: letters, digits, `.`, `_` and `-`."""
+def valid_name(name: str) -> str:
+    """The text as a version's name, which has only letters, digits, `.`, `_` and `-`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "policy"
 
 
-_POLL_S = 0.2
-_SHOWN = 2000
-"""Characters of the reason why engines did not start."""
-
-
 class NotStarted(InputError, RuntimeError):
-    """An application did not come up."""
+    """An application did not start."""
 
 
 class RouteTaken(InputError, RuntimeError):
-    """Another application of the cluster has the route."""
+    """Another application of the cluster uses the route."""
 
 
-def hand_over(built: serve.Application, name: str, runtime_env: Mapping[str, Any], route: str | None = None) -> None:
-    """Give Serve an application, or its next state. `serve.run` would take the environment of this process instead.
+def deploy(built: serve.Application, name: str, runtime_env: Mapping[str, Any], route: str | None = None) -> None:
+    """Deploy an application on Serve, or update it, without waiting.
 
     Raises:
-        RouteTaken: another application has the route.
+        RouteTaken: another application uses the route.
     """
     app = build_app(built, name=name, route_prefix=route)
-    app = replace(app, deployments=[_in_environment(deployment, runtime_env) for deployment in app.deployments])
+    app = replace(app, deployments=[_with_environment(deployment, runtime_env) for deployment in app.deployments])
     try:
         _get_global_client().deploy_applications([app], wait_for_applications_running=False)
     except RayServeException as error:
         raise RouteTaken(
-            f"this cluster's Serve did not take {name}: {error} End what has the route (`rlhf-ray unserve`, or a `watch`), or "
-            "use another cluster"
+            f"Serve refused {name}: {error} Stop the application that uses the route (`rlhf-ray unserve`, or a "
+            "`rlhf-ray watch`), or use another cluster"
         ) from error
 
 
-def _in_environment(deployment: serve.Deployment, runtime_env: Mapping[str, Any]) -> serve.Deployment:
-    """With that runtime environment below its own."""
+def _with_environment(deployment: serve.Deployment, runtime_env: Mapping[str, Any]) -> serve.Deployment:
+    """The deployment with this runtime environment; the deployment's own values override it."""
     options = dict(deployment.ray_actor_options or {})
     own = options.get("runtime_env") or {}
     variables = {**runtime_env.get("env_vars", {}), **own.get("env_vars", {})}
@@ -106,23 +108,29 @@ def _in_environment(deployment: serve.Deployment, runtime_env: Mapping[str, Any]
     return deployment.options(ray_actor_options=options | {"runtime_env": whole})
 
 
-def wait_for(name: str, patience_s: float, give_up: Callable[[], bool]) -> None:
-    """Until an application runs.
+def wait_until_running(name: str, timeout_s: float, give_up: Callable[[], bool]) -> None:
+    """Wait until an application runs.
 
     Raises:
-        NotStarted: it failed, or was not there in time or when this process gave up; with what Serve says of it.
+        NotStarted: it failed, the timeout passed, or `give_up` returned True; the message contains Serve's.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
         found = serve.status().applications.get(name)
         if found is None:
-            raise NotStarted(f"{name} was deleted while it was starting")
+            raise NotStarted(f"{name} was deleted while it started")
         if found.status == ApplicationStatus.RUNNING:
             return
         failed = found.status == ApplicationStatus.DEPLOY_FAILED
         if failed or give_up() or time.monotonic() > deadline:
-            said = " ".join([found.message, *(d.message for d in found.deployments.values())]).strip()
-            late = "was not waited for any longer" if give_up() else f"was not up after {patience_s:.0f} s (start_s)"
+            messages = " ".join([found.message, *(d.message for d in found.deployments.values())]).strip()
+            late = "was given up" if give_up() else f"was not running after {timeout_s:.0f} s (start_s)"
             how = "failed" if failed else late
-            raise NotStarted(f"{name} {how}: {said[-_SHOWN:] or 'Serve gives no reason; its logs may'}")
+            raise NotStarted(f"{name} {how}: {messages[-_SHOWN:] or 'Serve gives no reason; see its logs'}")
         time.sleep(_POLL_S)
+
+
+def http_address() -> tuple[str, int]:
+    """Host and port on which the cluster's Serve listens; it must be running."""
+    http = _get_global_client().http_config
+    return http.host, http.port

@@ -1,7 +1,7 @@
-"""In front of everything: who asks, how often, how much, and how many at a time.
+"""Middleware in front of the gateway: keys, rate limits, body size, and requests in flight.
 
-Invariants: nothing of a body is read before its sender is known; every refusal is an OpenAI error with a status that clients
-understand; a request counts as in flight until its last byte is sent or its client is gone.
+Invariants: no part of a body is read before the caller is authenticated; every refusal is an OpenAI error with the usual status;
+a request counts as in flight until its last byte is sent or its client has disconnected.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from rlhf_ray.config.serving import LimitsConfig
 from rlhf_ray.errors import InputError
 
 SHORTEST = 16
+"""Minimum number of characters of a key."""
 
 
 class KeysError(InputError, ValueError):
-    """Keys cannot be read."""
+    """The keys in the environment are not in the expected form."""
 
 
 def digest(key: str) -> str:
-    """SHA-256 of a key; enough, because keys are random and long."""
+    """SHA-256 of a key. A fast hash is enough, because keys are long and random."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def read_keys(variable: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Digest to name of the keys `name:key,name:key` in an environment variable; nothing where it is not set.
+    """Callers' names by the digest of their keys, from an environment variable `name:key,name:key`; empty if it is not set.
 
     Raises:
-        KeysError: naming the entry by its place, never showing it.
+        KeysError: naming the position of the wrong entry, without showing it.
     """
     found: dict[str, str] = {}
     for number, entry in enumerate(filter(None, environment.get(variable, "").split(",")), start=1):
@@ -52,19 +53,21 @@ def read_keys(variable: str, environment: Mapping[str, str] = os.environ) -> dic
 
 
 def new_key() -> str:
-    """A random one."""
+    """A random key."""
     return f"rlhf-{secrets.token_urlsafe(24)}"
 
 
 OPEN_PATHS = frozenset({"/health"})
-ANYBODY = "anybody"
+"""Paths that need no key."""
+ANONYMOUS = "anonymous"
+"""Name of all callers if no key is needed."""
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that lets a request pass or refuses it."""
 
     def __init__(self, app: ASGIApp, keys: Mapping[str, str] | None, limits: LimitsConfig) -> None:
-        """`keys`: digest to name; None: everybody may ask."""
+        """`keys`: callers' names by digest; None: no key is needed."""
         self.app, self.keys, self.limits = app, keys, limits
         self.in_flight = 0
         self._rate = RateLimitItemPerMinute(limits.requests_per_minute)
@@ -77,7 +80,9 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         caller = self._caller(headers.get(b"authorization", b""))
         if caller is None:
-            await refuse(send, 401, "a valid key is needed: Authorization: Bearer KEY", {"www-authenticate": "Bearer"})
+            await refuse(
+                send, 401, "a valid key is required: Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
+            )
         elif not self._window.hit(self._rate, caller):
             wait = max(1, math.ceil(self._window.get_window_stats(self._rate, caller).reset_time - time.time()))
             text = f"more than {self.limits.requests_per_minute} requests in a minute; try again in {wait} s"
@@ -92,9 +97,9 @@ class Guard:
 
     def _caller(self, authorization: bytes) -> str | None:
         if self.keys is None:
-            return ANYBODY
+            return ANONYMOUS
         scheme, _, key = authorization.decode("latin-1").partition(" ")
-        # Digests are compared by looking them up: how long that takes says nothing of a key.
+        # A lookup by digest takes a time that does not depend on the key, so timing reveals nothing.
         return self.keys.get(digest(key.strip())) if scheme.lower() == "bearer" else None
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,10 +110,10 @@ class Guard:
             message = await receive()
             received += len(message.get("body", b""))
             too_large = too_large or received > self.limits.body_kb * 1024
-            # What is behind sees a client that went away, and gives up; its last words are kept back.
+            # The application sees a client that has disconnected and stops; its response is not sent.
             return {"type": "http.disconnect"} if too_large else message
 
-        async def noted(message: Message) -> None:
+        async def send_unless_too_large(message: Message) -> None:
             nonlocal started
             if started or not too_large:
                 started = True
@@ -116,7 +121,7 @@ class Guard:
 
         self.in_flight += 1
         try:
-            await self.app(scope, counted, noted)
+            await self.app(scope, counted, send_unless_too_large)
         except Exception:
             if not too_large or started:
                 raise
@@ -130,13 +135,13 @@ class Guard:
 
 
 def error_body(status: int, message: str) -> dict[str, object]:
-    """An error as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "code": status}}
 
 
 async def refuse(send: Send, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-    """Answer with an error."""
+    """Send an error response."""
     body = json.dumps(error_body(status, message)).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body))} | dict(headers or {})
     encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
@@ -145,6 +150,6 @@ async def refuse(send: Send, status: int, message: str, headers: Mapping[str, st
 
 
 def _length(headers: Mapping[bytes, bytes]) -> int:
-    """What the sender says; whoever lies is counted."""
+    """The length in the header. `_pass` also counts the bytes, so a wrong header does not help."""
     value = headers.get(b"content-length", b"0")
     return int(value) if value.isdigit() else 0

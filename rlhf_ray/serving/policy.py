@@ -1,4 +1,8 @@
-"""One version of a policy as a Serve application: vLLM by `ray.serve.llm`."""
+"""The engines of one version as a Serve application: vLLM through `ray.serve.llm`.
+
+Private Ray API: the base classes of the engine and of the download callback. `ray.serve.llm` accepts both and exports
+neither.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,10 @@ from rlhf_ray.serving.versions import Version
 
 
 class OneProcessEngine(VLLMEngine):
-    """The scheduler and a model that is not split are in one process, as in vLLM's own server.
+    """Runs vLLM's scheduler and model in one process, like vLLM's own server, if the model is not split over workers.
 
-    On CPUs `ray.serve.llm` asks vLLM for a process of workers whatever the model's size, so that each step of generation is
-    sent to another process and back. On GPUs nothing is changed: there Ray holds the workers.
+    On CPUs `ray.serve.llm` always asks vLLM for separate worker processes, so each generation step crosses a process boundary.
+    On GPUs nothing changes: there Ray manages the workers.
     """
 
     def _start_async_llm_engine(self, arguments: Any, config: Any, placement_group: Any) -> Any:
@@ -31,21 +35,21 @@ class OneProcessEngine(VLLMEngine):
         return super()._start_async_llm_engine(arguments, config, placement_group)
 
 
-class FromStore(CallbackBase):
-    """Brings `model`, a folder of a run on a store, to each node of an engine before it is loaded there."""
+class DownloadFromStore(CallbackBase):
+    """Downloads `model`, a folder of a run on a store, to each node of an engine before the engine loads it."""
 
     async def on_before_node_init(self) -> None:
-        """Say where it will lie: at the same place on every node."""
+        """Set the local path, which is the same on every node."""
         self.llm_config.get_engine_config().hf_model_id = str(copy_of(self.kwargs["model"]))
 
     def on_before_download_model_files_distributed(self) -> None:
-        """Fetch it; called on each node."""
+        """Download the folder. Ray calls this on each node."""
         fetch_copy(self.kwargs["model"])
 
 
 def build_policy(config: ServingConfig, version: Version) -> Application:
-    """Replicas that answer for this version; without a route of its own."""
-    # It would log what is handed over, with the values of `workers.env`, which may be secret.
+    """The application with this version's engines. It has no route of its own."""
+    # Its INFO messages contain the values of `workers.env`, which may be secret.
     logging.getLogger("ray.serve.ray.llm._internal.serve.core.server.builder").setLevel(logging.WARNING)
     engine, replicas = config.policy, config.replicas
     worker = engine.workers
@@ -55,7 +59,7 @@ def build_policy(config: ServingConfig, version: Version) -> Application:
     return build_llm_deployment(
         LLMConfig(
             model_loading_config={"model_id": version.name, "model_source": None if stored else version.folder},
-            callback_config={"callback_class": FromStore, "callback_kwargs": {"model": version.folder}}
+            callback_config={"callback_class": DownloadFromStore, "callback_kwargs": {"model": version.folder}}
             if stored
             else {},
             engine_kwargs=engine_arguments(config, context),
@@ -68,7 +72,7 @@ def build_policy(config: ServingConfig, version: Version) -> Application:
                     "max_replicas": replicas.maximum,
                     "target_ongoing_requests": replicas.target_ongoing_requests,
                 },
-                # The engine queues by itself, and batches what it has.
+                # The engine has its own queue and batches the requests in it.
                 "max_ongoing_requests": max(4 * engine.max_concurrent, 100),
                 "graceful_shutdown_timeout_s": config.limits.timeout_s,
                 "ray_actor_options": {"num_cpus": 0},
@@ -79,7 +83,7 @@ def build_policy(config: ServingConfig, version: Version) -> Application:
 
 
 def engine_arguments(config: ServingConfig, context: int) -> dict[str, Any]:
-    """vLLM's, of one replica; `config.policy.engine` has the last word."""
+    """vLLM's arguments for one replica. `config.policy.engine` overrides the others."""
     engine = config.policy
     arguments: dict[str, Any] = {
         "max_model_len": context,
@@ -91,20 +95,20 @@ def engine_arguments(config: ServingConfig, context: int) -> dict[str, Any]:
         "trust_remote_code": False,
         "disable_log_stats": True,
         "generation_config": "vllm",
-        # What a request gets that does not say; vLLM takes less where the model reads less.
+        # The default of a request. vLLM lowers it if the model's context is shorter.
         "override_generation_config": {"max_new_tokens": config.limits.max_tokens},
     }
     if engine.workers.gpus:
         arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
     else:
         arguments["kv_cache_memory_bytes"] = int(engine.kv_cache_gb * (1 << 30))
-        # A prompt that is split over steps makes vLLM rewind the request's random generator, which a CPU generator cannot.
+        # With a prompt split over several steps, vLLM rewinds the request's random generator, which is impossible on a CPU.
         arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, 8192)}
     return arguments | engine.engine
 
 
 def environment(config: ServingConfig) -> dict[str, str]:
-    """Variables of a replica's processes."""
+    """Environment variables of a replica's processes."""
     worker = config.policy.workers
     on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return {**({} if worker.gpus else on_cpu), **worker.process_environment}

@@ -1,4 +1,4 @@
-"""A reward model behind the endpoint: answers are scored in batches, as in training, and by the same code."""
+"""A reward model as a Serve application: it scores responses in batches, with the same code as in training."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from rlhf_ray.types import Prompt, Rollout, RolloutRequest
 
 BATCH_WAIT_S = 0.005
 REQUESTS = 64
-"""That are scored together, at most."""
+"""Maximum number of requests in one batch."""
 
 
 class Message(BaseModel):
-    """A turn of a conversation; anything else that it has is left out."""
+    """A turn of a conversation. Other fields are ignored."""
 
     role: str
     content: str
 
 
 class ScoreRequest(BaseModel):
-    """What `ppo.reward.http` sends, so that an endpoint can be the reward of another run."""
+    """The request body. `ppo.reward.http` sends the same, so an endpoint can be the reward of another run."""
 
     model_config = ConfigDict(extra="ignore")
 
     prompts: list[Annotated[list[Message], Field(min_length=1)]] = Field(min_length=1, max_length=256)
-    """A conversation for each response."""
+    """One conversation for each response."""
     responses: list[str]
-    """As many."""
+    """One response for each prompt."""
 
 
 class RewardServer:
-    """One replica."""
+    """One replica with the reward model."""
 
     def __init__(self, folder: str, threads: int, gpus: float) -> None:
         torch.set_num_threads(threads)
@@ -55,7 +55,7 @@ class RewardServer:
         self.reward = ModelReward([folder], source, RewardConfig(model=source), device)
 
     async def score(self, request: ScoreRequest) -> list[float | None] | str:
-        """The normalised rewards of a request's responses, None where there is none; or why the request is refused."""
+        """The normalised rewards of a request's responses (None: not available), or the reason why the request is refused."""
         pairs = zip(request.prompts, request.responses, strict=True)
         try:
             rollouts = [self._rollout([m.model_dump() for m in messages], response) for messages, response in pairs]
@@ -63,7 +63,9 @@ class RewardServer:
             return f"the model's chat template refuses a prompt: {error}"
         longest = max(len(rollout.request.prompt.token_ids) + len(rollout.token_ids) for rollout in rollouts)
         if longest > self.context:
-            return f"a prompt with its response is {longest} tokens; the reward model reads {self.context}"
+            return (
+                f"a prompt with its response is {longest} tokens long; the reward model accepts at most {self.context}"
+            )
         return await self._batched(rollouts)
 
     @serve.batch(max_batch_size=REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
@@ -73,15 +75,15 @@ class RewardServer:
 
     def _rollout(self, messages: Sequence[dict[str, str]], response: str) -> Rollout:
         prompt_ids = encode_prompt(self.tokenizer, messages)
-        said = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        ids = np.asarray([*said, self.tokenizer.eos_token_id], dtype=np.int32)
+        tokens = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        ids = np.asarray([*tokens, self.tokenizer.eos_token_id], dtype=np.int32)
         nothing = np.zeros(len(ids), dtype=np.int32)
         request = RolloutRequest(Prompt("served", prompt_ids, tuple(messages)), 0, 0)
         return Rollout(request, ids, nothing.astype(np.float32), nothing, "stop")
 
 
 def build_rewards(config: ServingConfig) -> Application:
-    """Replicas that score; without a route of their own."""
+    """The application with the reward model's replicas. It has no route of its own."""
     workers = config.rewards
     options: dict[str, Any] = {
         "num_cpus": workers.cpus,

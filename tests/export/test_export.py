@@ -56,15 +56,15 @@ def test_a_policy_with_its_card(run, tmp_path):
     assert (
         "in 75.0 % (70.0–80.0)" in card.text and "3.25 nats" in card.text and "demonstrations: demos.jsonl" in card.text
     )
-    assert "by a utility function, not by people" in card.text
-    assert "2.0 times as long as before; the reward may like length" in card.text
+    assert "judged by a utility function, not by people" in card.text
+    assert "2.0 times as long as before; the reward may favour length" in card.text
 
 
 def test_what_was_not_measured_is_said(run, tmp_path):
     judged = EVALUATION | {"win_rate_vs_sft": None, "utility": dict.fromkeys(("base", "sft", "ppo"))}
     run.evaluation.write_text(json.dumps(judged))
     text = card_of(export(run, "policy", tmp_path / "judged")).text
-    assert "Nobody but the reward that it was trained on has judged it" in text and "hidden utility" not in text
+    assert "evaluated only by the reward that it was trained on" in text and "hidden utility" not in text
     run.evaluation.unlink()
     assert "It was not evaluated." in card_of(export(run, "policy", tmp_path / "unknown")).text
 
@@ -77,13 +77,17 @@ def test_a_reward_model_that_may_be_length(run, tmp_path):
     run.reward_quality.write_text(json.dumps(asdict(quality)))
     out = export(run, "reward_model", tmp_path / "rewards")
     text = card_of(out).text
-    assert "Length alone orders" in text and "is not shown to know more" in text and "confidence is off by" in text
+    assert (
+        "Preferring the longer response agrees on" in text
+        and "not shown that the reward model knows more than length" in text
+        and "confidence is off by" in text
+    )
     assert (out / "quality.json").is_file() and card_of(out).data.pipeline_tag == "text-classification"
 
 
 def test_refusals_leave_nothing(run, tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(ExportError, match="taken is there already"):
+    with pytest.raises(ExportError, match="taken exists already"):
         export(run, "policy", tmp_path / "taken")
     with pytest.raises(ExportError, match="has no reward_model yet; it has policy"):
         export(run, "reward_model", tmp_path / "out")

@@ -107,7 +107,7 @@ def holds(path: Path, text: str) -> bool:
 
 @pytest.mark.parametrize(
     ("environment", "says"),
-    [({}, "wants a token, and none was sent"), ({"RAY_AUTH_TOKEN": "0" * 64}, "refuses this token")],
+    [({}, "requires a token, and none was sent"), ({"RAY_AUTH_TOKEN": "0" * 64}, "refuses this token")],
 )
 def test_nobody_without_the_token_is_let_in(cluster, tmp_path, environment, says):
     without = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}

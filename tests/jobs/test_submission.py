@@ -85,7 +85,9 @@ def test_a_token_is_read_where_ray_reads_it(tmp_path, monkeypatch):
 
 
 def test_a_relative_folder_would_be_lost_with_the_job(tmp_path):
-    with pytest.raises(NotSubmittable, match=r"folder is 'runs'.*folder=.*/runs.*folder=s3://bucket/runs"):
+    with pytest.raises(
+        NotSubmittable, match=r"folder is 'runs', a relative path.*folder=.*/runs.*folder=s3://bucket/runs"
+    ):
         plan_submission(config(folder="runs"), tmp_path, 1)
 
 

@@ -137,7 +137,7 @@ def test_streaming_seeds_completions_and_models(client):
 @pytest.mark.parametrize(
     ("request_", "status", "said"),
     [
-        ({"model": "nobody"}, 404, "there is no model 'nobody'; there are test-policy, first"),
+        ({"model": "nobody"}, 404, "there is no model 'nobody'; choose one of test-policy, first"),
         ({"max_tokens": 25}, 400, "from 1 to 24 are allowed"),
         ({"max_completion_tokens": 0}, 400, "from 1 to 24 are allowed"),
         ({"n": 5}, 400, "at most 4 are allowed"),
@@ -300,7 +300,7 @@ def test_versions_are_not_named_as_parts_of_the_endpoint(endpoint, command, othe
 
 def test_what_is_served_is_not_overwritten(endpoint, tiny_model):
     version = Version("third", str(tiny_model))
-    with pytest.raises(EndpointTaken, match="serves 'test-policy' already"):
+    with pytest.raises(EndpointTaken, match="already serves 'test-policy'"):
         Endpoint(endpoint.config, None).start(version)
     with pytest.raises(EndpointTaken, match=f"set host=127.0.0.1 port={endpoint.config.port}"):
         Endpoint(endpoint.config.model_copy(update={"name": "other", "port": 1}), None).start(version)
@@ -316,10 +316,10 @@ def test_engines_that_find_no_room_are_not_waited_for_without_end(endpoint, tiny
     limits = endpoint.config.limits.model_copy(update={"timeout_s": 1.0})
     asks_too_much = endpoint.config.model_copy(update={"policy": policy, "limits": limits, "start_s": 2.0})
     too_large = Endpoint(asks_too_much, endpoint.keys, endpoint.runtime_env)
-    with pytest.raises(NotStarted, match=r"test-policy.large was not up after 2 s \(start_s\)"):
+    with pytest.raises(NotStarted, match=r"test-policy.large was not running after 2 s \(start_s\)"):
         too_large.publish(Version("large", str(tiny_model)))
     too_large.give_up = lambda: True  # as a run that is asked to stop
-    with pytest.raises(NotStarted, match="test-policy.larger was not waited for any longer"):
+    with pytest.raises(NotStarted, match="test-policy.larger was given up"):
         too_large.publish(Version("larger", str(tiny_model)))
     assert Endpoint.attach("test-policy").versions.named("large") is None
     assert caplog.text and os.environ["AWS_SECRET_ACCESS_KEY"] not in caplog.text

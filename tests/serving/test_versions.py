@@ -34,11 +34,11 @@ def test_what_does_not_fit_is_refused():
     for share in (0, -0.1, 1.01, float("nan")):
         with pytest.raises(VersionError, match="share"):
             Versions(A).published(B, share)
-    with pytest.raises(VersionError, match="'a' is being served; give this one another name by --label"):
+    with pytest.raises(VersionError, match="'a' is being served; give this one another name with --label"):
         Versions(A).published(A)
     with pytest.raises(VersionError, match="no candidate to promote; 'a' has all the traffic"):
         Versions(A).promoted()
-    with pytest.raises(VersionError, match="nothing to go back to"):
+    with pytest.raises(VersionError, match="no version to roll back to"):
         Versions(A).rolled_back()
 
 

@@ -16,7 +16,7 @@ from rlhf_ray.runs.storage.location import copy_of, portable, working_folder
 from rlhf_ray.runs.storage.rank_files import REMOTE_FILES, fetch_rank_files, record_remote_files, upload_rank_files
 from rlhf_ray.runs.storage.session import read_run
 from rlhf_ray.runs.storage.store import Store
-from rlhf_ray.serving.deploying import version_of
+from rlhf_ray.serving.deploying import find_version
 from rlhf_ray.serving.versions import Version
 
 pytestmark = pytest.mark.usefixtures("s3_server", "working_root")
@@ -40,13 +40,13 @@ def uri(request, tmp_path) -> str:
 def test_a_run_is_read_without_its_weights_and_served_with_them(uri):
     run = read_run(uri)
     assert (run.policy / "config.json").is_file() and not (run.policy / "model.safetensors").exists()
-    version = version_of(uri)
-    assert version == Version("small-3", f"{uri}#policy") == version_of(f"{uri}#policy", "small-3")
+    version = find_version(uri)
+    assert version == Version("small-3", f"{uri}#policy") == find_version(f"{uri}#policy", "small-3")
     assert not (run.policy / "model.safetensors").exists(), "each node that serves it fetches them"
     assert fetch_copy(version.folder) == str(run.policy) == str(copy_of(version.folder))
     assert (run.policy / "model.safetensors").read_bytes() == b"weights"
     with pytest.raises(IncompleteFolder, match="sft does not exist"):
-        version_of(f"{uri}#sft")
+        find_version(f"{uri}#sft")
     assert not working_folder(uri).exists(), "a run that works here is left alone"
     with pytest.raises(RunFolderError, match="holds no run"):
         read_run(uri + "er")
