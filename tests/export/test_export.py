@@ -78,8 +78,8 @@ def test_a_reward_model_that_may_be_length(run, tmp_path):
     out = export(run, "reward_model", tmp_path / "rewards")
     text = card_of(out).text
     assert (
-        "Preferring the longer response agrees on" in text
-        and "not shown that the reward model knows more than length" in text
+        "Choosing the longer response agrees on" in text
+        and "may know no more than length" in text
         and "confidence is off by" in text
     )
     assert (out / "quality.json").is_file() and card_of(out).data.pipeline_tag == "text-classification"

@@ -22,6 +22,8 @@ from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runs.status import read_status
 
+pytestmark = pytest.mark.engine
+
 ROOT = Path(__file__).parents[2]
 CANARY, FORWARDED = "canary-5d1f0c", "canary-8a7be2"
 CONFIG = """
