@@ -54,7 +54,7 @@ class ReliabilityConfig(Section):
     """Learns η_k, the probability that a label of annotator k is meant (Crowd-BT, WSDM 2013), by online EM."""
 
     prior: float = Field(0.9, gt=0.5, lt=1)
-    """η of an annotator without labels. It must be above ½: otherwise better and worse could not be told apart."""
+    """η of an annotator without labels. It must be above ½, or better and worse could not be distinguished."""
     strength: float = Field(20.0, gt=0)
     """Number of labels that the prior counts as."""
     memory: float = Field(500.0, gt=0)

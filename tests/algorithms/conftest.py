@@ -1,4 +1,4 @@
-"""What the tests of the mathematics share: the two precisions, and a policy small enough to enumerate."""
+"""Shared by the tests of algorithms: two precisions, and a policy that is small enough to enumerate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEQUENCES = [[END], *([first, second] for first in (1, 2) for second in (END, 1,
 
 @dataclass(frozen=True)
 class Precision:
-    """How exactly a closed form must be met."""
+    """Tolerance for comparisons with a closed form."""
 
     dtype: torch.dtype
     tolerance: float
@@ -30,7 +30,7 @@ class TabularPolicy:
     """All seven sequences of at most two out of three tokens, where token 0 ends a sequence; one in each row."""
 
     logits: Tensor
-    """[4, 3] float64: at the start, and after each of the three first tokens."""
+    """Logits, [4, 3] float64: for the first token, and after each of the three first tokens."""
 
     @property
     def mask(self) -> Tensor:
@@ -52,7 +52,7 @@ class TabularPolicy:
 
 @pytest.fixture
 def tabular_policies() -> list[TabularPolicy]:
-    """Three unlike policies; the first with a gradient."""
+    """Three different policies; the first has a gradient."""
     generator = torch.Generator().manual_seed(7)
     logits = [torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(3)]
     logits[0].requires_grad_()

@@ -1,4 +1,4 @@
-"""The discriminator's mathematics against enumeration: what it converges to, what that pays, and what smoothing bounds."""
+"""The discriminator against enumeration: its optimum, its reward, and the effect of label smoothing."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_the_optimum_is_the_log_ratio_of_the_densities(densities):
     assert torch.allclose(optimum(expert, policy), (expert / policy).log(), atol=1e-6)
 
 
-def test_the_reward_pays_what_is_missing_to_imitate(densities):
-    """The policy's mean reward at the optimum is −KL(π ‖ π_E), and nothing is left to gain once they are equal."""
+def test_the_mean_reward_is_minus_the_kl_from_the_demonstrations(densities):
+    """The policy's mean reward at the optimum is −KL(π ‖ π_E), and the reward is zero if both are equal."""
     expert, policy = densities
     reward = imitation_reward(optimum(expert, policy), clip=50.0)
     assert float((policy * reward).sum()) == pytest.approx(-float((policy * (policy / expert).log()).sum()), abs=1e-6)
@@ -81,7 +81,7 @@ def test_smoothing_bounds_the_confidence(densities):
         discriminator_loss(found, torch.ones(7, dtype=torch.bool), smoothing=0.5)
 
 
-def test_each_side_counts_half_and_knowing_nothing_costs_log_2():
+def test_each_side_has_half_of_the_weight_and_logits_of_zero_cost_log_2():
     demonstrated = np.asarray([True, False, False, False, True])
     weights = balanced_weights(demonstrated)
     assert weights[demonstrated].sum() == weights[~demonstrated].sum() == pytest.approx(0.5)
@@ -94,8 +94,8 @@ def test_each_side_counts_half_and_knowing_nothing_costs_log_2():
         balanced_weights(np.zeros(5, dtype=bool))
 
 
-def test_it_has_learned_enough_where_it_is_right_and_sure():
-    """At 0.8 a calibrated discriminator costs 0.5004; one that is right by scores near 0 costs log 2, and learns on."""
+def test_updates_are_skipped_if_accuracy_and_loss_suffice():
+    """At 0.8 the loss of a calibrated discriminator is 0.5004. With logits near 0 it is log 2, and updates continue."""
     assert is_sufficient(0.9, 0.5, 0.8) and not is_sufficient(0.9, 0.501, 0.8)
     assert not is_sufficient(0.8, 0.3, 0.8)
     assert not is_sufficient(1.0, math.log(2), 0.6)

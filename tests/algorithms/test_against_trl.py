@@ -1,4 +1,4 @@
-"""Another implementation as the oracle: TRL's GRPO loss (1.16), where it is installed. Test-only."""
+"""TRL's GRPO loss (1.16) as the oracle, if TRL is installed."""
 
 from __future__ import annotations
 

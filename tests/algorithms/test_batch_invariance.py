@@ -25,7 +25,7 @@ VOCABULARY, WIDTH, MAX_LENGTH = 5, 3, 9
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What a learner is sent, [B, T] each, or [N] where packed; hidden states have a last dimension more."""
+    """What a learner receives: [B, T] each, or [N] if packed. Hidden states have one more dimension."""
 
     hidden: Tensor
     targets: Tensor
@@ -42,7 +42,7 @@ class Minibatch:
 
     @property
     def segments(self) -> Segments:
-        """Of this part, numbered from 0."""
+        """The segments of this part, numbered from 0."""
         numbers, index = torch.unique(self.sequence, return_inverse=True)
         return Segments(index, len(numbers))
 
@@ -161,8 +161,8 @@ def test_oracle_18_a_sequences_gradient_does_not_depend_on_its_batch_mates() -> 
     assert_same(gradient([alone]) + gradient([others]), gradient([whole]))
 
 
-def test_a_mean_of_microbatch_means_would_be_found_out() -> None:
-    """The control: with weights taken per micro-batch, as a careless trainer does, the gradient is another one."""
+def test_a_mean_of_microbatch_means_is_detected() -> None:
+    """The control: with weights per micro-batch, a common mistake, the gradient is different."""
     whole = minibatch(3, [[True] * 4, [True]], "token_mean")
     parts = [whole.select(slice(row, row + 1)) for row in range(2)]
     careless = [replace(part, weights=0.5 * token_weights("token_mean", part.mask)) for part in parts]

@@ -85,7 +85,7 @@ def test_reliability_by_definition_and_its_gradient_by_finite_differences() -> N
     assert torch.autograd.gradcheck(lambda c: bradley_terry_loss(c, rejected, reliability=eta), chosen)
 
 
-def test_a_label_of_somebody_who_slips_cannot_cost_more_than_the_slip() -> None:
+def test_the_loss_of_an_unreliable_label_is_bounded() -> None:
     """However wrong the label, the loss stays below -log(1 - η): this is what makes the fit robust."""
     cost = bradley_terry_loss(torch.tensor([-50.0], **FP64), torch.zeros(1, **FP64), reliability=torch.tensor([0.9]))
     assert cost.item() == pytest.approx(-math.log(0.1), abs=1e-6)

@@ -82,12 +82,12 @@ def test_explained_variance_of_perfect_constant_and_useless_critics() -> None:
     assert explained(returns, torch.ones(3)) == 0.0
 
 
-def test_corrections_and_demonstrations_are_told_where_there_are_some() -> None:
+def test_corrections_and_demonstrations_have_metrics_if_the_batch_has_them() -> None:
     logprobs, weights = torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([2.0, 1.0, math.nan])
     sampled, demonstrated = torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1])
     loss = ppo_policy_loss(logprobs, logprobs, logprobs, sampled)
-    told = measure_policy(loss, logprobs, logprobs, -logprobs, sampled, weights, demonstrated).metrics()
-    assert (told["policy/correction_mean"], told["policy/ptx_loss"], told["policy/entropy"]) == (1.5, 4.0, 1.5)
+    metrics = measure_policy(loss, logprobs, logprobs, -logprobs, sampled, weights, demonstrated).metrics()
+    assert (metrics["policy/correction_mean"], metrics["policy/ptx_loss"], metrics["policy/entropy"]) == (1.5, 4.0, 1.5)
     plain = measure_policy(loss, logprobs, logprobs, -logprobs, sampled).metrics()
     assert not {"policy/correction_mean", "policy/ptx_loss"} & set(plain)
 
@@ -98,7 +98,7 @@ def test_the_variance_of_float32_values_far_from_zero_is_not_rounded_away() -> N
     assert summarise(values, torch.ones(4096)).variance == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_summary_of_nothing_has_no_mean() -> None:
+def test_a_summary_of_no_values_has_no_mean() -> None:
     nothing = summarise(torch.ones(3), torch.zeros(3))
     for read in (lambda: nothing.mean, lambda: nothing.variance, lambda: nothing.maximum):
         with pytest.raises(ValueError, match="mask is empty"):

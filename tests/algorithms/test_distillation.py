@@ -90,8 +90,8 @@ def test_vocabularies_padded_to_different_widths(width: int) -> None:
     assert gradient.shape == student.shape and (gradient[:, shared:] == 0).all() and (gradient[:, :shared] != 0).all()
 
 
-def test_tokens_that_cannot_be_said() -> None:
-    """By neither: no part in it. By the teacher alone: infinitely far."""
+def test_tokens_of_probability_zero() -> None:
+    """Probability 0 under both contributes nothing; probability 0 under the teacher only makes the KL infinite."""
     student, teacher = tables()
     cut = student.detach().clone()
     cut[:, 4] = -math.inf
@@ -105,7 +105,7 @@ def test_tokens_that_cannot_be_said() -> None:
     assert reverse_kl(student, silent).isinf().all()
 
 
-def test_half_precision_is_worked_on_in_float32() -> None:
+def test_half_precision_is_computed_in_float32() -> None:
     student, teacher = (2 * torch.randn(64, 500, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     half = student.bfloat16().requires_grad_()
     divergence = reverse_kl(half, teacher.bfloat16())

@@ -1,4 +1,4 @@
-"""Ensembles against their definitions and what these are for."""
+"""Ways to combine an ensemble: their definitions and their purpose."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_members_that_agree_are_one(rewards, shift):
 
 @pytest.mark.parametrize(("how", "wins"), [("mean", "hacked"), ("min", "honest"), ("uncertainty", "honest")])
 def test_a_response_that_fools_one_member(how, wins):
-    """Four members see an honest response alike; one of them is fooled by the hacked one."""
+    """Four members agree on an honest response; one of them gives a hacked response a high reward."""
     rewards = np.asarray([[1.0, 0.5], [1.1, 0.4], [0.9, 0.6], [1.0, 3.5]])
     honest, hacked = combine(rewards, how, 1.0)
     assert (wins == "honest") == (honest > hacked)

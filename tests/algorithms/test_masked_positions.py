@@ -1,4 +1,4 @@
-"""What lies under a mask reaches neither a value nor a gradient, whatever it is."""
+"""Values at masked positions change neither a result nor a gradient."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from rlhf_ray.algorithms.token_weights import token_weights, weighted_sum
 
 
 def gradient_at(ratio: float, advantage: float, **settings: float) -> tuple[float, bool]:
-    """Gradient of one token's loss with respect to its log-probability, and whether it is said to be clipped."""
+    """Gradient of one token's loss with respect to its log-probability, and the flag `clipped`."""
     logprobs = torch.tensor([math.log(ratio) - 1.0], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([-1.0], dtype=torch.float64)
     result = ppo_policy_loss(logprobs, old, torch.tensor([advantage], dtype=torch.float64), torch.ones(1), **settings)

@@ -1,4 +1,4 @@
-"""What the entries of the registry state, and entries of a user's own by `package.module:name`."""
+"""The facts in the entries of the registry, and a user's own entries by `package.module:name`."""
 
 from __future__ import annotations
 

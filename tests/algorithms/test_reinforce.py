@@ -1,4 +1,4 @@
-"""REINFORCE++ against loops over tokens, and what its parts are for."""
+"""REINFORCE++ against loops over tokens, and the purpose of its parts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_oracle_19_the_mean_over_tokens_is_zero_and_the_variance_one() -> None:
 
 
 def test_the_baseline_takes_away_what_a_prompt_gives_to_all_its_responses() -> None:
-    """Another prompt's level, added to its scores, changes nothing; without the baseline it does."""
+    """A constant that is added to the scores of one prompt changes nothing. Without the baseline it does."""
     shift = torch.tensor([0.0, 5.0, 0.0, 5.0], dtype=torch.float64)
 
     def advantages(scores: torch.Tensor, baseline: bool) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Online EM of annotators' reliability: Bayes' rule, exact sums, and whom it comes to believe."""
+"""Online EM of annotators' reliability: Bayes' rule, exact sums, and recovery of the true values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_memory_fades_with_the_annotators_own_labels():
 
 
 def test_em_recovers_planted_annotators_and_the_rewards():
-    """Three annotators of 60 items: two mean 97 and 85 % of their labels, one only 60 %; nobody says which."""
+    """Three annotators of 60 items: two mean 97 and 85 % of their labels, one only 60 %. The fit does not know which."""
     rng = np.random.default_rng(0)
     planted = np.asarray([0.97, 0.85, 0.60])
     worth = torch.from_numpy(rng.normal(scale=2.0, size=60))

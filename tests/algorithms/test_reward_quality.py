@@ -1,4 +1,4 @@
-"""Figures of a reward model against closed forms and planted truths."""
+"""Quality of a reward model against closed forms and known values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_a_model_that_knows_nothing_has_one_half():
 
 
 def test_a_calibrated_model_has_no_error_and_an_overconfident_one_has_much():
-    """Labels are drawn from σ(Δr), which is what Bradley–Terry claims."""
+    """Labels are drawn from σ(Δr), as the Bradley–Terry model assumes."""
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 1.5, 40_000)
     agrees = generator.random(40_000) < 1 / (1 + np.exp(-np.abs(logits)))
@@ -38,7 +38,7 @@ def test_a_model_that_is_length_is_found_out():
     )
 
 
-def test_people_are_told_apart_where_they_have_labels_enough():
+def test_annotators_with_enough_labels_have_their_own_accuracy():
     gain = np.asarray([1.0] * 30 + [-1.0] * 10 + [1.0] * 5 + [-1.0] * 25)
     names = ["nurses"] * 40 + [None] * 5 + ["clerks"] * 19 + ["cooks"] * 6
     by_name = positive_share_by(gain, names)

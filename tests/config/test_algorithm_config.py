@@ -1,4 +1,4 @@
-"""Combinations of algorithms: those that are undefined or would do nothing are refused, with the reason and the way out."""
+"""Combinations of algorithms that are undefined or have no effect are refused with a reason and a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on with a run under another config."""
+"""Resuming a run with a changed config."""
 
 from __future__ import annotations
 

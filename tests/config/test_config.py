@@ -1,4 +1,4 @@
-"""The strict config: what it refuses, and in which words; how files, overrides and dumps relate."""
+"""The strict config: refused values and their messages; files, overrides and dumps."""
 
 from __future__ import annotations
 
@@ -141,14 +141,14 @@ def test_stages_need_the_models_of_earlier_ones():
     assert accepted(("ppo.reward.model", {"combine": "min", "path": ["one", "other"]}))
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     message = refusal(("ppo.batchsize", 1), ("seed", -1))
     assert "2 problem(s)" in message and "batchsize" in message and "seed" in message
     with pytest.raises(ConfigError, match="model: required and not set"):
         parse_config({"name": "x", "data": {"simulate": {}}})
 
 
-def test_values_of_the_environment_stand_in_no_message():
+def test_environment_values_are_in_no_message():
     assert "canary-1234" not in refusal(("ppo.rollout.workers.env", {"TOKEN": ["canary-1234"]}))
 
 
@@ -219,7 +219,7 @@ def test_a_dump_reads_back_as_the_same_config(file, tmp_path):
     assert dump_config(load_config(again)) == dump_config(config)
 
 
-def test_a_dump_names_environment_variables_and_keeps_their_values_to_itself(file):
+def test_a_dump_has_the_names_of_environment_variables_but_not_their_values(file):
     roles = (
         "ppo.rollout",
         "ppo.reward",

@@ -1,4 +1,4 @@
-"""A reward from demonstrations in a config: where it runs, and what cannot be is refused."""
+"""The discriminator in a config: its role, and settings that are refused."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def config(data: dict[str, Any] | None = None, **ppo: Any) -> RunConfig:
 
 def test_it_is_a_role_of_its_own_and_reward_enough():
     assert set(config(**ALONE).roles) == {"policy", "rollout", "reference", "value", "discriminator"}
-    beside = config(reward={"model": None, "functions": [FUNCTION | {"name": "other"}]}, discriminator={})
-    assert {"reward", "discriminator"} <= set(beside.roles)
+    both = config(reward={"model": None, "functions": [FUNCTION | {"name": "other"}]}, discriminator={})
+    assert {"reward", "discriminator"} <= set(both.roles)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -33,11 +33,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more old samples than are kept": ({"discriminator": {"replay": {"share": 0.9}}}, "needs 9 old samples for each"),
     "a flipped label": ({"discriminator": {"smoothing": 0.5}}, "less than 0.5"),
     "uneven minibatches": ({"discriminator": {"minibatches": 5}}, "divisible by discriminator.minibatches 5"),
-    "groups judged too late": (
+    "dynamic sampling": (
         {"samples_per_prompt": 4, "algorithm": {"advantage": "rloo", "dynamic_sampling": {}}}, "scores the whole batch later",
     ),
     "two of a name": ({"reward": {"model": None, "functions": [FUNCTION]}}, "rename it"),
-    "nobody reads it": ({"algorithm": {"advantage": "none", "kl": {"placement": "none"}}, "teacher": {"model": "t"}},
+    "an estimator without rewards": ({"algorithm": {"advantage": "none", "kl": {"placement": "none"}}, "teacher": {"model": "t"}},
                         "reads no reward"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`rlhf-ray run --dry-run`: the resolved config and the placement, and nothing else happens."""
+"""`rlhf-ray run --dry-run` prints the resolved config and the placement, and does nothing else."""
 
 from __future__ import annotations
 

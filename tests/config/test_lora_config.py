@@ -1,4 +1,4 @@
-"""Where adapters are refused, and what is started with them."""
+"""Adapters in a config: where they are refused, and which roles they start."""
 
 from __future__ import annotations
 

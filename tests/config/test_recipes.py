@@ -1,4 +1,4 @@
-"""The named recipes are valid configs, and say what they are."""
+"""The named recipes are valid configs with the settings of their papers."""
 
 from __future__ import annotations
 

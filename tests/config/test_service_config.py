@@ -1,4 +1,4 @@
-"""AnnotatorIds, services and teachers in a config: no key in it or from it; what would do nothing is refused."""
+"""Judges, services and teachers in a config: no API key in it or in its dump; settings without effect are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a request of our own": (GROUPS | {"reward": {"judges": [JUDGE | {"request": {"n": 2}}]}}, "n cannot be set here"),
     "no reward, no teacher": (ALONE, "no source of reward"),
     "a critic of nothing": ({"reward": {"model": None}, "teacher": {"model": "t"}}, "set it to none"),
-    "a reward that nobody reads": ({"algorithm": ALONE["algorithm"]}, "reads no reward"),
+    "a reward that is not used": ({"algorithm": ALONE["algorithm"]}, "reads no reward"),
     "a KL in no reward": ({**ALONE, "algorithm": {"advantage": "none"}, "teacher": {"model": "t"}}, "kl.placement: reward"),
     "actors of a learner's teacher": (
         {"teacher": {"model": "t", "mode": "full_vocabulary", "workers": {"count": 2}}}, "for mode advantage",
@@ -72,8 +72,8 @@ def test_roles():
     assert "reward" in judged(JUDGE).roles and "teacher" not in judged(JUDGE).roles
     alone = config(**ALONE, teacher={"model": "t"})
     assert set(alone.roles) == {"policy", "rollout", "teacher"}
-    beside = config(teacher={"model": "t", "mode": "full_vocabulary"})
-    assert set(beside.roles) == {"policy", "value", "rollout", "reward", "reference"}
+    both = config(teacher={"model": "t", "mode": "full_vocabulary"})
+    assert set(both.roles) == {"policy", "value", "rollout", "reward", "reference"}
 
 
 def test_groups_are_for_judges_that_compare_them():
