@@ -1,6 +1,6 @@
-"""What the benchmarks share: random models that stop by chance, prompts, a reward, and how figures are reported.
+"""Shared parts of the benchmarks: random models that stop by chance, prompts, a reward, and the report of results.
 
-Invariants: models, prompts and reward are functions of their arguments alone, so that both sides of a ratio get the same ones; a
+Invariants: models, prompts and reward depend on their arguments only, so that both sides of a ratio get the same ones; a
 benchmark prints one table for people and, as its last line, one JSON object for programs.
 """
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 VOCABULARY = ("<pad>", "<eos>", *string.ascii_letters, *string.digits)
-"""64 tokens of one character: a model without preferences ends a response with probability 1/64 at each token."""
+"""64 tokens of one character: an untrained model ends a response with probability 1/64 at each token."""
 PROMPT_TOKENS = 16
 SIZES = {
     "small": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -30,7 +30,7 @@ SIZES = {
 
 
 def build_model(folder: Path, size: str) -> int:
-    """Write a randomly initialised model and its tokenizer as a Hugging Face folder; the number of parameters."""
+    """Write a randomly initialised model and its tokenizer as a Hugging Face folder. Returns the number of parameters."""
     torch.manual_seed(0)
     heads = SIZES[size]["num_attention_heads"]
     config = Qwen2Config(
@@ -58,7 +58,7 @@ def _tokenizer() -> Qwen2Tokenizer:
         unk_token=VOCABULARY[0],
         pad_token=VOCABULARY[0],
         eos_token=VOCABULARY[1],
-        # A prompt's tokens are its characters and nothing else.
+        # A prompt's tokens are its characters only.
         chat_template="{{ messages[0]['content'] }}",
     )
 
@@ -70,17 +70,17 @@ def make_prompts(count: int) -> list[str]:
 
 
 def share_of_lower_case(texts: Sequence[str]) -> list[float]:
-    """The reward: how much of each text is lower-case letters, between 0 and 1."""
+    """The reward: the share of lower-case letters in each text, between 0 and 1."""
     return [sum(map(str.islower, text)) / max(1, len(text)) for text in texts]
 
 
 def reward(prompts: Sequence, responses: Sequence[str], metadata: Sequence) -> list[float]:
-    """`share_of_lower_case` as this project calls reward functions."""
+    """`share_of_lower_case` with the signature of this project's reward functions."""
     return share_of_lower_case(responses)
 
 
 def load_average() -> float:
-    """Processes that wanted a core over the last minute: above the benchmark's own, a figure says little."""
+    """Load average of the last minute. If other processes add to it, figures are unreliable."""
     return round(os.getloadavg()[0], 2)
 
 

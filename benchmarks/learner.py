@@ -1,10 +1,9 @@
-"""Tokens per second of `LearnerGroup.update` against a bare PyTorch loop of the same mathematics.
+"""Tokens per second of `LearnerGroup.update` against a bare PyTorch loop with the same mathematics.
 
-Both sides are one process with the same environment, model, sequences, micro-batches and fused AdamW; they take turns. The
-service's side is timed by its caller, so it holds whatever a step costs beside arithmetic: the call and its data, DeepSpeed,
-diagnostics with the entropy. The bare loop has its data and is timed from within. In fp32 on a CPU the service multiplies
-matrices with oneDNN (`rlhf_ray.models.cpu_linear`) and PyTorch with MKL; a bare loop with the service's linear layers tells the
-one gain from the other.
+Each side is one process with the same environment, model, sequences, micro-batches and fused AdamW; the sides take turns. The
+service's side is timed by its caller, so it includes the cost of the call and its data, DeepSpeed and the diagnostics with the
+entropy. The bare loop already has its data and times itself. In fp32 on a CPU the service multiplies matrices with oneDNN
+(`rlhf_ray.models.cpu_linear`) and PyTorch with MKL; a second bare loop with the service's linear layers separates that gain.
 Usage: `python benchmarks/learner.py [--sizes small medium] [--precision fp32|autocast] [--quick] …`.
 """
 
@@ -42,7 +41,7 @@ TURNS = {"small": 15, "medium": 5}
 
 @dataclass(frozen=True)
 class Sequence:
-    """A prompt with its response of T tokens."""
+    """A prompt with a response of T tokens."""
 
     token_ids: torch.Tensor
     """int64 [P + T]."""
@@ -71,7 +70,7 @@ def make_sequences(count: int) -> list[Sequence]:
 
 
 def as_batch(sequences: list[Sequence]) -> Batch:
-    """The same for the service."""
+    """The same sequences as the service's batch."""
     ids = [s.token_ids.numpy() for s in sequences]
     batch = pack_sequences(ids, [np.arange(len(row)) >= PROMPT_TOKENS for row in ids])
     targets = int(batch.target_mask.sum())
@@ -84,7 +83,7 @@ def as_batch(sequences: list[Sequence]) -> Batch:
 
 
 class BareLoop:
-    """What one would write in a notebook, with care for speed."""
+    """A training step as in a notebook, written with care for speed."""
 
     def __init__(
         self, model: str, micro_batches: list[list[Sequence]], autocast: bool, threads: int, onednn: bool
@@ -127,7 +126,7 @@ class BareLoop:
 
 
 async def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of each side, taking turns; ratios are of neighbouring turns, so that a busy machine weighs on both."""
+    """Tokens per second of each side, taking turns. Ratios are of neighbouring turns, so that other load affects both sides."""
     sequences = make_sequences(arguments.samples)
     batch = as_batch(sequences)
     config = LearnerConfig(
@@ -141,7 +140,7 @@ async def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[
     options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
     group = await LearnerGroup.start(LearnerSpec("policy", model, config, algorithm), lambda index: options)
     autocast = arguments.precision == "autocast"
-    (plan,) = plan_micro_batches(batch.lengths, 1, arguments.micro_batch_tokens).micro_batches
+    (plan,) = plan_micro_batches(batch.lengths, 1, arguments.micro_batch_tokens)
     micro_batches = [[sequences[index] for index in indices] for indices in plan]
     loops = {
         side: ray.remote(BareLoop).options(**options).remote(model, micro_batches, autocast, arguments.threads, onednn)
@@ -168,11 +167,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=TURNS, default=list(TURNS), help="0.8 and 28 million parameters")
     parser.add_argument("--samples", type=int, default=64, help="sequences of one step")
-    parser.add_argument("--turns", type=int, help="steps of each side, the first two not counted")
+    parser.add_argument("--turns", type=int, help="steps of each side; the first two are not counted")
     parser.add_argument("--threads", type=int, default=2, help="OpenMP threads of each side")
     parser.add_argument("--precision", choices=("fp32", "autocast"), default="fp32")
     parser.add_argument("--micro-batch-tokens", type=int, default=LearnerConfig().micro_batch_tokens)
-    parser.add_argument("--quick", action="store_true", help="four turns of the small model: does it work at all?")
+    parser.add_argument("--quick", action="store_true", help="four turns of the small model, to see whether it works")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.sizes, arguments.turns = ["small"], 4

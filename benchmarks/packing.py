@@ -1,10 +1,10 @@
 """Tokens per second of a learner's optimizer step on dialogues of real lengths: packed, and padded in two ways.
 
-One learner (the service's own, one rank) takes the same step over the same sequences in three plans: `usual` is batches of
+The service's learner (one rank) takes the same step over the same sequences with three plans: `usual` has micro-batches of
 `--usual-batch` sequences in the order of the data, each padded to its longest, as TRL and most trainers do; `sorted` is this
-project's micro-batches of similar lengths (`packing: false`); `packed` is `packing: true`. Only real tokens are counted. Lengths
-are those of hh-rlhf (harmless) dialogues: of `--data`, a JSON-lines file of pairs, by a tokenizer of 4,096 entries trained on it,
-or else drawn from a log-normal distribution fitted to them. Sides take turns; ratios are medians over turns.
+project's micro-batches of similar lengths (`packing: false`); `packed` is `packing: true`. Only real tokens are counted. The
+lengths are those of hh-rlhf (harmless) dialogues: from `--data`, a JSON-lines file of pairs, with a tokenizer of 4,096 entries
+trained on it, or drawn from a log-normal distribution fitted to them. Sides take turns; ratios are medians over turns.
 Usage: `python benchmarks/packing.py [--data pairs.jsonl] [--sizes small medium] [--quick] …`.
 """
 
@@ -32,16 +32,16 @@ from rlhf_ray.micro_batches import plan_micro_batches
 from rlhf_ray.models.tiny import train_tokenizer
 
 LONGEST = 512
-"""Tokens; longer dialogues are cut there, as people do."""
+"""Most tokens of a dialogue; longer ones are cut, as is usual."""
 LOG_MEAN, LOG_STD = 4.876, 0.811
-"""Of log tokens, of the 3,600 dialogues of 1,800 hh-rlhf pairs."""
+"""Mean and standard deviation of log(tokens) over the 3,600 dialogues of 1,800 hh-rlhf pairs."""
 SIDES = ("usual", "sorted", "packed")
 WARM_UP = 1
 TURNS = {"small": 9, "medium": 4}
 
 
 def dialogue_lengths(data: Path | None, count: int) -> np.ndarray:
-    """int64 [count]: tokens, in the order of the data, chosen and rejected in turn."""
+    """int64 [count]: tokens of dialogues in the order of the data, chosen and rejected alternating."""
     if data is None:
         lengths = np.random.default_rng(0).lognormal(LOG_MEAN, LOG_STD, count)
     else:
@@ -54,7 +54,7 @@ def dialogue_lengths(data: Path | None, count: int) -> np.ndarray:
 
 
 def make_batch(lengths: np.ndarray) -> Batch:
-    """Random tokens, of which the second half of each sequence is learned from."""
+    """Random tokens; the second half of each sequence are the targets."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(2, len(VOCABULARY), length) for length in lengths]
     batch = pack_sequences(ids, [np.arange(n) >= n // 2 for n in lengths])
@@ -66,17 +66,17 @@ def make_batch(lengths: np.ndarray) -> Batch:
 
 
 def plans(lengths: np.ndarray, budget: int, usual_batch: int) -> dict[str, list[np.ndarray]]:
-    """Micro-batches of each side."""
+    """The micro-batches of each side."""
     order = np.arange(len(lengths))
     return {
         "usual": [order[start : start + usual_batch] for start in range(0, len(order), usual_batch)],
-        "sorted": list(plan_micro_batches(lengths, 1, budget).micro_batches[0]),
-        "packed": list(plan_micro_batches(lengths, 1, budget, packing=True).micro_batches[0]),
+        "sorted": list(plan_micro_batches(lengths, 1, budget)[0]),
+        "packed": list(plan_micro_batches(lengths, 1, budget, packing=True)[0]),
     }
 
 
 def computed_tokens(lengths: np.ndarray, side: str, micro_batches: list[np.ndarray]) -> int:
-    """Tokens that the model computes, padding included."""
+    """Tokens that the model computes, including padding."""
     if side == "packed":
         return int(lengths.sum())
     return sum(len(indices) * int(lengths[indices].max()) for indices in micro_batches)
@@ -95,7 +95,7 @@ async def start_learner(model: str, packing: bool, arguments: argparse.Namespace
 
 
 async def measure(model: str, size: str, lengths: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each side's steps and what follows from them."""
+    """The seconds of each side's steps, speeds and ratios."""
     batch, micro_batches = make_batch(lengths), plans(lengths, arguments.micro_batch_tokens, arguments.usual_batch)
     groups = {packing: await start_learner(model, packing, arguments) for packing in (False, True)}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -104,7 +104,7 @@ async def measure(model: str, size: str, lengths: np.ndarray, arguments: argpars
         for side in SIDES:
             (rank,) = groups[side == "packed"].ranks
             began = time.perf_counter()
-            # A learning rate of zero: every turn of every side is the same step, and their losses can be compared.
+            # With a learning rate of zero, all turns of all sides are the same step, so their losses can be compared.
             result = await rank.update.remote(batch, micro_batches[side], 0.0, 0.0)
             seconds[side].append(time.perf_counter() - began)
             losses[side] = result.loss
@@ -128,15 +128,17 @@ async def measure(model: str, size: str, lengths: np.ndarray, arguments: argpars
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="hh-rlhf pairs; lengths are drawn from a fit where there is none")
+    parser.add_argument(
+        "--data", type=Path, help="hh-rlhf pairs; without it, lengths are drawn from a fitted distribution"
+    )
     parser.add_argument("--sizes", nargs="+", choices=TURNS, default=list(TURNS), help="0.8 and 28 million parameters")
     parser.add_argument("--samples", type=int, default=64, help="sequences of one step")
-    parser.add_argument("--usual-batch", type=int, default=8, help="sequences of a micro-batch of the usual padding")
+    parser.add_argument("--usual-batch", type=int, default=8, help="sequences of a micro-batch with the usual padding")
     parser.add_argument("--turns", type=int, help="counted steps of each side")
     parser.add_argument("--threads", type=int, default=2, help="OpenMP threads of the learner")
     parser.add_argument("--precision", choices=("fp32", "autocast"), default="fp32")
     parser.add_argument("--micro-batch-tokens", type=int, default=LearnerConfig().micro_batch_tokens)
-    parser.add_argument("--quick", action="store_true", help="two turns of the small model: does it work at all?")
+    parser.add_argument("--quick", action="store_true", help="two turns of the small model, to see whether it works")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.sizes, arguments.turns = ["small"], 2

@@ -1,11 +1,11 @@
 """Samples per second of a whole GRPO step through the service, against TRL's GRPOTrainer on the same model and reward.
 
-A step is 64 samples in groups of 4 to 16-token prompts, rewarded by a Python function, with one policy update and a KL to a
-reference in the loss. This project's side is `rlhf-ray run` with all its actors, metrics and publications; TRL's is its trainer,
-generating with transformers, which is what it does without a GPU. Both run with the same number of threads, in processes of their
-own, one after the other, `--rounds` times. The table shows the median step and where its time goes.
+A step has 64 samples for 16-token prompts in groups of 4, a reward from a Python function, and one policy update with a KL to the
+reference in the loss. This project's side is `rlhf-ray run` with all its actors, metrics and weight updates; TRL's side is its
+trainer, which generates with transformers where there is no GPU. Both sides run with the same number of threads, in separate
+processes, one after the other, `--rounds` times. The table shows the median step and its phases.
 
-TRL is needed for this benchmark alone: `pip install --no-deps --target build/trl -r requirements/benchmark.txt`.
+TRL is needed for this benchmark only: `pip install --no-deps --target build/trl -r requirements/benchmark.txt`.
 Usage: `python benchmarks/ppo_step.py [--size small|medium] [--workload ragged|fixed] [--bf16] [--quick] …`.
 """
 
@@ -30,16 +30,16 @@ LEARNING_RATE, KL, GROUP, SAMPLES, PROMPTS = 1e-6, 0.05, 4, 64, 400
 PHASES = ("rollout", "scoring", "preparation", "update", "publication")
 STEPS = {"small": 12, "medium": 4}
 WARM_UP = 2
-"""First steps of each side, not counted: kernels choose their code and memory pools grow."""
+"""First steps of each side, which are not counted: kernels choose their code and memory pools grow."""
 
 Step = dict[str, float]
 """Seconds (`step_s`, `<phase>_s`) and generated `tokens` of one step."""
 
 
 def service_config(arguments: argparse.Namespace, folder: Path) -> dict:
-    """The run's config, as a user would write it."""
+    """The config of the run."""
     max_new_tokens, ignore_eos = WORKLOADS[arguments.workload]
-    # The roles of this run take turns, so that each has all cores to itself while it works.
+    # The roles of this run take turns, so each can use all cores while it works.
     workers = {"workers": {"threads": arguments.threads, "cpus": 0.1, "busy_wait": True}}
     rollout = {"sampling": {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos}}
     if arguments.bf16:
@@ -69,7 +69,7 @@ def service_config(arguments: argparse.Namespace, folder: Path) -> dict:
 
 
 def run_service(arguments: argparse.Namespace, folder: Path) -> list[Step]:
-    """`rlhf-ray run`; its metrics say what each step took."""
+    """The steps of `rlhf-ray run`, from its metrics."""
     (folder / "config.yaml").write_text(yaml.safe_dump(service_config(arguments, folder)))
     command = [
         str(Path(sys.executable).parent / "rlhf-ray"),
@@ -89,7 +89,7 @@ def _service_step(metrics: dict[str, float]) -> Step:
 
 
 def run_trl(arguments: argparse.Namespace, folder: Path) -> list[Step]:
-    """`trl_step.py`."""
+    """The steps of `trl_step.py`."""
     max_new_tokens, ignore_eos = WORKLOADS[arguments.workload]
     settings = {
         "folder": str(folder), "model": str(folder / "model"), "result": str(folder / "trl.json"),
@@ -104,7 +104,7 @@ def run_trl(arguments: argparse.Namespace, folder: Path) -> list[Step]:
 
 
 def _call(command: list[str], environment: dict[str, str]) -> None:
-    """Run a command out of sight; if it fails, show what it said."""
+    """Run a command without showing its output. If it fails, show the end of the output."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -112,7 +112,7 @@ def _call(command: list[str], environment: dict[str, str]) -> None:
 
 
 def median(steps: list[Step]) -> Step:
-    """Of each figure on its own."""
+    """The median of each figure."""
     return {name: statistics.median(step[name] for step in steps) for name in steps[0]}
 
 
@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trl-micro-batch", type=int, default=SAMPLES, help="sequences of TRL's micro-batch")
     parser.add_argument("--trl", type=Path, default=HERE.parent / "build" / "trl", help="folder that holds TRL")
     parser.add_argument("--sides", nargs="+", choices=("service", "trl"), default=["service", "trl"])
-    parser.add_argument("--quick", action="store_true", help="two steps: does it work at all?")
+    parser.add_argument("--quick", action="store_true", help="two steps, to see whether it works")
     arguments = parser.parse_args()
     arguments.steps = 2 if arguments.quick else arguments.steps or STEPS[arguments.size]
     if "trl" in arguments.sides and not (arguments.trl / "trl").is_dir():

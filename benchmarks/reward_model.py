@@ -1,9 +1,9 @@
-"""Accuracy of a small reward model on real human preferences, against length and against bags of words.
+"""Accuracy of a small reward model on real human preferences, against length and bags of words.
 
-A part of the pairs is cut off by a hash of the prompt before anything looks at them. On the rest configs/reward-model-hh-cpu.yaml
-trains, by the service itself, for each seed; a logistic regression on the words of the last answer is fitted there, its strength
-chosen by cross-validation; and whether the longer or the shorter answer is better is read off. All three order the same
-pairs that were cut off. Intervals are Wilson's, 95 %. scikit-learn is needed for the regression alone:
+A part of the pairs is held out by a hash of the prompt. The rest is used three times: the service trains
+configs/reward-model-hh-cpu.yaml on it for each seed; a logistic regression on the words of the last answer is fitted, with a
+regularisation chosen by cross-validation; and the better of the rules "longer" and "shorter" is chosen. All three order the
+held-out pairs. Intervals are Wilson's, 95 %. scikit-learn is needed for the regression only:
 `python -m pip install --no-deps --target build/sklearn -r requirements/benchmark-reward-model.txt`.
 Usage: `python benchmarks/reward_model.py [--data pairs.jsonl] [--seeds 3] [--sklearn build/sklearn] [section.key=value …]`.
 """
@@ -46,7 +46,7 @@ FOLDS = 5
 
 
 def last(pair: Pair, side: str) -> str:
-    """The text of an answer."""
+    """The text of the last turn of an answer."""
     return getattr(pair, side)[-1]["content"]
 
 
@@ -64,7 +64,7 @@ def by_length(train: Sequence[Pair], test: Sequence[Pair]) -> tuple[str, Share]:
 
 
 def by_words(train: Sequence[Pair], test: Sequence[Pair]) -> Share:
-    """Logistic regression on which words an answer has that the other has not."""
+    """Logistic regression on the words that one answer has and the other does not."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegressionCV
@@ -79,7 +79,7 @@ def by_words(train: Sequence[Pair], test: Sequence[Pair]) -> Share:
 
     half = difference(train)
     labels = np.repeat([1, 0], len(train))
-    # Both orders of a pair are one case: they are in the same fold.
+    # Both orders of a pair belong to the same fold.
     folds = list(GroupKFold(FOLDS).split(labels, groups=np.tile(np.arange(len(train)), 2)))
     regression = LogisticRegressionCV(Cs=STRENGTHS, cv=folds, fit_intercept=False, max_iter=5000)
     regression.fit(vstack([half, -half]), labels)
@@ -100,7 +100,7 @@ def train_model(pairs: Path, seed: int, overrides: Sequence[str], folder: Path) 
 
 
 def by_model(config: RunConfig, folder: RunFolder, test: Sequence[Pair]) -> tuple[Share, list[Share]]:
-    """Accuracy of the members' mean, and of each member."""
+    """The accuracy of the members' mean, and of each member."""
     encoder = build_label_encoder(config.reward_model, test)
     limit = LengthLimit(config.model.build.max_positions)
     batch = pack_examples(encoder.encode(load_tokenizer(folder.reward_model), test, limit).items)
@@ -117,7 +117,7 @@ def by_model(config: RunConfig, folder: RunFolder, test: Sequence[Pair]) -> tupl
 
 
 def first_loss(folder: RunFolder) -> float:
-    """Of the reward model's first step."""
+    """The loss of the reward model's first step."""
     return next(r["loss"] for r in read_metrics(folder.stage_metrics("reward_model")) if r.get("loss") is not None)
 
 
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def shown(share: Share) -> tuple[str, str]:
-    """In per cent."""
+    """Value and interval in per cent."""
     return f"{100 * share.value:.1f}", f"{100 * share.low:.1f} – {100 * share.high:.1f}"
 
 

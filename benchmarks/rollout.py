@@ -1,6 +1,6 @@
 """Tokens per second through the rollout pool with one worker, against the same vLLM called directly.
 
-Both sides are Ray actors with the same environment, engine arguments, prompts, seeds and threads; they take turns, and
+Both sides are Ray actors with the same environment, engine arguments, prompts, seeds and threads. They take turns, and
 each pair of turns gives one ratio. Usage: `python benchmarks/rollout.py [--model small|medium] [--workload
 ragged|fixed] …`. Prints a table and one line of JSON.
 """
@@ -53,7 +53,7 @@ class Pair:
 
 
 class DirectEngine:
-    """vLLM's own loop, as its documentation shows it."""
+    """vLLM's own loop, as in its documentation."""
 
     def __init__(self, model: str, config: RolloutConfig) -> None:
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -64,7 +64,7 @@ class DirectEngine:
         self.ends = end_tokens(model)
 
     def run(self, requests: list[EngineRequest], sampling: SamplingConfig) -> tuple[int, float]:
-        """Tokens generated and seconds taken."""
+        """The number of generated tokens, and the seconds."""
         from rlhf_ray.rollout.vllm_arguments import sampling_parameters
 
         began = time.perf_counter()
@@ -78,7 +78,7 @@ class DirectEngine:
 
 
 def build_model(folder: Path, size: str) -> int:
-    """A random Qwen2 with a small vocabulary, so that responses end by chance; its number of parameters."""
+    """Write a random Qwen2 with a small vocabulary, so that responses end by chance. Returns the number of parameters."""
     torch.manual_seed(0)
     heads = MODELS[size]["num_attention_heads"]
     config = Qwen2Config(
@@ -95,7 +95,7 @@ def build_model(folder: Path, size: str) -> int:
 
 
 def make_requests(samples: int, turn: int) -> list[RolloutRequest]:
-    """Other prompts for each turn."""
+    """Requests with different prompts for each turn."""
     generator = np.random.default_rng(turn)
     prompts = [
         Prompt(f"{turn}-{i}", generator.integers(3, VOCABULARY, PROMPT_TOKENS, dtype=np.int32), ())
@@ -105,7 +105,7 @@ def make_requests(samples: int, turn: int) -> list[RolloutRequest]:
 
 
 async def measure(model: str, config: RolloutConfig, arguments: argparse.Namespace) -> list[Pair]:
-    """Take turns; the first pair warms both up and is not counted."""
+    """Pairs of turns; the first pair warms both sides up and is not counted."""
     pool = RolloutPool(config)
     await pool.start(model, CONTEXT, 0, lambda index: {"num_cpus": 0})
     environment = {"env_vars": worker_environment(config)}
@@ -122,7 +122,7 @@ async def measure(model: str, config: RolloutConfig, arguments: argparse.Namespa
         async def directly(requests: list[RolloutRequest] = requests) -> tuple[int, float]:
             return await direct.run.remote([EngineRequest.of(request) for request in requests], config.sampling)
 
-        # Whoever goes first changes, so that neither always finds the machine warmer.
+        # The sides alternate in going first, so that neither always finds a warmer machine.
         sides = [through_pool, directly] if turn % 2 else [directly, through_pool]
         results = {side: await side() for side in sides}
         (pool_tokens, pool_s), (direct_tokens, direct_s) = results[through_pool], results[directly]

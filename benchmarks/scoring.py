@@ -1,7 +1,7 @@
-"""Tokens per second of a reward worker that is given rollouts together, against the same worker given one at a time.
+"""Tokens per second of a reward worker that receives rollouts in batches, against the same worker with one at a time.
 
-Both sides are the production `RewardWorker`, in this process, with the same model and rollouts; they take turns, and a score must
-not depend on the side. What the service sends is `ppo.reward.batch_tokens` at a time; the worker cuts it into micro-batches.
+Both sides are the service's `RewardWorker`, in this process, with the same model and rollouts; they take turns, and a score must
+not depend on the side. The service sends `ppo.reward.batch_tokens` at a time; the worker cuts them into micro-batches.
 Usage: `python benchmarks/scoring.py [--sizes small medium] [--quick] …`.
 """
 
@@ -30,7 +30,7 @@ MEAN_TOKENS, MOST_TOKENS = 64, 256
 
 
 def build_reward_model(folder: Path, size: str) -> int:
-    """A sequence-classification folder with a random head; the number of parameters."""
+    """Write a sequence-classification folder with a random head. Returns the number of parameters."""
     base = folder.with_name(f"{folder.name}-base")
     build_model(base, size)
     torch.manual_seed(0)
@@ -64,10 +64,10 @@ def timed(score: Callable[[], list[float]]) -> tuple[float, np.ndarray]:
 
 
 def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of both sides, taking turns; the ratio is of neighbouring turns.
+    """Tokens per second of both sides, taking turns. The ratio is of neighbouring turns.
 
     Raises:
-        RuntimeError: a score depends on the side by more than 1e-4, or all are equal, which would hide that.
+        RuntimeError: the sides' scores differ by more than 1e-4, or all scores are equal, which would hide a difference.
     """
     rollouts = make_rollouts(arguments.samples)
     config = RewardConfig(workers=Workers(cpus=0, threads=arguments.threads))
@@ -83,9 +83,9 @@ def measure(model: str, size: str, arguments: argparse.Namespace) -> dict[str, A
             taken, scores[side] = timed(score)
             seconds[side].append(taken)
         if not scores["batched"].std():
-            raise RuntimeError("all scores are equal; nothing is compared")
+            raise RuntimeError("all scores are equal, so the sides cannot be compared")
         if (difference := float(np.abs(scores["batched"] - scores["one_by_one"]).max())) > 1e-4:
-            raise RuntimeError(f"a score differs by {difference:.2g} between the sides; both must say the same")
+            raise RuntimeError(f"a score differs by {difference:.2g} between the sides; both must be equal")
     counted = {side: np.asarray(times[WARM_UP:]) for side, times in seconds.items()}
     tokens = sum(len(r.prompt.token_ids) + len(r) for r in rollouts)
     speeds = {f"{side}_tokens_per_s": tokens / float(np.median(times)) for side, times in counted.items()}
@@ -97,9 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=TURNS, default=list(TURNS), help="0.8 and 28 million parameters")
     parser.add_argument("--samples", type=int, default=128, help="rollouts")
-    parser.add_argument("--turns", type=int, help="measurements of each side, the first not counted")
+    parser.add_argument("--turns", type=int, help="measurements of each side; the first is not counted")
     parser.add_argument("--threads", type=int, default=2, help="OpenMP threads of the worker")
-    parser.add_argument("--quick", action="store_true", help="two turns of the small model: does it work at all?")
+    parser.add_argument("--quick", action="store_true", help="two turns of the small model, to see whether it works")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.sizes, arguments.turns = ["small"], 2

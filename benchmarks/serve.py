@@ -1,8 +1,8 @@
 """Requests per second and latencies of three servers of the same model: vLLM's own, stock `ray.serve.llm`, and this project's.
 
-Each is started alone, warmed up, and asked by the same client: `--concurrent` connections that send the next request when the
-last is answered, completions of exactly `--tokens` tokens, for `--seconds`. The project's endpoint has what a user gets: keys,
-limits, versions, one gateway. The client shares the machine with the servers, alike for all. Ratios are of requests per second.
+Each server runs alone and is warmed up. The same client asks for completions of exactly `--tokens` tokens for `--seconds`, over
+`--concurrent` connections that send the next request when the last is answered. The project's endpoint is a user's: keys, limits,
+versions, one gateway. The client runs on the same machine for all servers. Ratios are of requests per second.
 Usage: `python benchmarks/serve.py [--size small|medium] [--concurrent 32] [--seconds 30] [--quick]`.
 """
 
@@ -32,7 +32,7 @@ NAMES = {"vllm": "vLLM's own server", "stock": "stock ray.serve.llm", "ours": "r
 
 
 def command(server: str, model: Path, threads: int) -> tuple[list[str], dict[str, str]]:
-    """How a server is started, and what its environment has besides ours."""
+    """The command of a server, and its additional environment variables."""
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -57,7 +57,7 @@ def command(server: str, model: Path, threads: int) -> tuple[list[str], dict[str
 
 
 def serve_stock(model: str, threads: str) -> None:
-    """`ray.serve.llm` as its documentation has it, with the engine settings of the others."""
+    """Serve with `ray.serve.llm` as in its documentation, with the engine settings of the other servers."""
     import ray
     from ray import serve
     from ray.serve.llm import LLMConfig, build_openai_app
@@ -85,7 +85,7 @@ def serve_stock(model: str, threads: str) -> None:
 
 @contextmanager
 def running(server: str, model: Path, threads: int, log: Path) -> Iterator[None]:
-    """A server that answers; ended with all its processes."""
+    """A server that is ready. It is stopped on exit."""
     arguments, environment = command(server, model, threads)
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -107,7 +107,7 @@ def running(server: str, model: Path, threads: int, log: Path) -> Iterator[None]
 
 
 async def answers() -> bool:
-    """Whether a completion comes back."""
+    """Whether the server answers a completion."""
     try:
         async with client() as asking:
             return (await ask(asking, "a" * 16, 1)).is_success
@@ -116,20 +116,20 @@ async def answers() -> bool:
 
 
 def client() -> httpx.AsyncClient:
-    """Connections that stay open."""
+    """A client whose connections stay open."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     headers = {"authorization": f"Bearer {KEY}"}
     return httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", headers=headers, timeout=120, limits=limits)
 
 
 async def ask(asking: httpx.AsyncClient, prompt: str, tokens: int) -> httpx.Response:
-    """One completion of exactly so many tokens."""
+    """Ask for one completion of exactly `tokens` tokens."""
     body = {"model": "policy", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
     return await asking.post("/v1/completions", json=body)
 
 
 async def load(concurrent: int, seconds: float, tokens: int) -> np.ndarray:
-    """float64: seconds that each request took which ended within the time."""
+    """float64: the seconds of each request that ended within the time."""
     prompts, took = make_prompts(256), []
     end = time.perf_counter() + seconds
 

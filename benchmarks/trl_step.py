@@ -1,7 +1,7 @@
-"""TRL's side of `ppo_step.py`: times the steps of `GRPOTrainer` in a process of its own.
+"""TRL's side of `ppo_step.py`: times the steps of `GRPOTrainer` in a separate process.
 
-Usage: `python trl_step.py SETTINGS.json`; prints one JSON object. Settings and result are those of `ppo_step.py`. Generation is
-transformers' own, as TRL has it where there is no GPU; everything that only costs time here is off.
+Usage: `python trl_step.py SETTINGS.json`. `ppo_step.py` writes the settings and reads the result file. TRL generates with
+transformers, as it does where there is no GPU; saving, reports and progress bars are off.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 class Timed(GRPOTrainer):
-    """A trainer that knows what its generation took."""
+    """A trainer that times its generation."""
 
     generated: list[tuple[float, int]]
     """Seconds and response tokens of each step."""
@@ -46,7 +46,7 @@ class StepTimes(TrainerCallback):
 
 
 def lower_case(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """The reward as TRL calls it."""
+    """The reward with the signature of TRL's reward functions."""
     return share_of_lower_case(completions)
 
 

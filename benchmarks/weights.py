@@ -1,9 +1,9 @@
-"""A publication from a learner to one rollout worker, against a memcpy of the same bytes: time by part, and memory.
+"""Weight synchronisation from a learner to one rollout worker, against a memcpy of the same bytes: time by part, and memory.
 
-`publish` is `RolloutPool.sync_weights` as the driver calls it. The parts are the same calls on the same actors, one after another;
-in a publication packing, sending and loading overlap, so their sum may exceed it. Memory is how far each process's own memory
-rose, at its peak, above what it was before the first publication; `store` is what Ray's object store took, which exceeds the
-buckets in use, because Ray gives freed objects back once a second.
+`publish` is `RolloutPool.sync_weights` as the driver calls it. The parts are the same calls on the same actors, one after
+another; in a synchronisation packing, sending and loading overlap, so the sum of the parts may exceed it. Memory is the peak of
+each process's own memory above its value before the first synchronisation; `store` is the same for Ray's object store, which
+exceeds the buckets in use, because Ray returns freed objects once a second.
 Usage: `python benchmarks/weights.py [--cases medium:16 large:16 large:64] [--quick]`, each case SIZE:BUCKET_MIB.
 """
 
@@ -47,7 +47,7 @@ def memcpy_seconds(size: int, repeats: int) -> float:
 
 
 class Memory:
-    """What some processes of this machine hold more than when this began, at the worst of many looks."""
+    """The growth of some processes' memory at its peak, sampled in a thread."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self._pids = pids
@@ -66,7 +66,7 @@ class Memory:
 
     @property
     def growth_mib(self) -> dict[str, float]:
-        """By process and kind."""
+        """MiB by process and kind of memory."""
         return {name: (peak - self._before[name]) / 1024 for name, peak in self._peak.items()}
 
     def _watch(self) -> None:
@@ -75,7 +75,7 @@ class Memory:
             self._peak = {name: max(peak, now[name]) for name, peak in self._peak.items()}
 
     def _look(self) -> dict[str, int]:
-        """KiB of each process's own memory and of the object store that it has looked at (man 5 proc)."""
+        """KiB of each process's own memory and of the object store memory that it has mapped (man 5 proc)."""
         found = {}
         for process, pid in self._pids.items():
             fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -92,12 +92,12 @@ async def timed(call: Awaitable) -> float:
 
 
 async def by_part(learner: LearnerGroup, pool: RolloutPool, version: int, bucket_mib: int) -> dict[str, float]:
-    """Seconds of each part of a publication, done one after another."""
+    """Seconds of each part of a synchronisation, run one after another."""
     rank, worker = learner.ranks[0], pool.workers[0].actor
     tokens = np.arange(32, dtype=np.int32) + 2
     began = time.perf_counter()
     stream = rank.weight_buckets.options(num_returns="streaming").remote(bucket_mib * MIB)
-    buckets = [bucket async for bucket in stream]  # references: nothing is fetched
+    buckets = [bucket async for bucket in stream]  # references only; nothing is fetched
     seconds = {"pack, store": time.perf_counter() - began}
     seconds["begin"] = await timed(worker.start_weight_update.remote())
     seconds["load"] = sum([await timed(worker.update_weights.remote(bucket)) for bucket in buckets])
@@ -107,7 +107,7 @@ async def by_part(learner: LearnerGroup, pool: RolloutPool, version: int, bucket
 
 
 async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repeats: int) -> dict[str, Any]:
-    """One case: memory over the first three publications, then the median times of several."""
+    """One case: memory over the first three synchronisations, then median times of several."""
     environment = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
     config = RolloutConfig(
@@ -120,7 +120,7 @@ async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repe
     learner, _ = await asyncio.gather(
         LearnerGroup.start(spec, lambda index: options), pool.start(str(model), 64, 0, lambda index: options)
     )
-    await learner.probe_logprobs(np.arange(32, dtype=np.int32))  # what a first forward pass takes is not publication
+    await learner.probe_logprobs(np.arange(32, dtype=np.int32))  # the cost of a first forward pass is not counted
     with Memory({"learner": await learner.ranks[0].pid.remote(), "worker": pool.workers[0].info.pid}) as memory:
         for version in (1, 2, 3):
             await pool.sync_weights(version, learner)
@@ -143,7 +143,7 @@ async def measure(model: Path, parameters: int, size: str, bucket_mib: int, repe
 
 
 def row(result: dict[str, Any]) -> tuple:
-    """Of the table."""
+    """A row of the table."""
     parts = (result["parts_s"][part] * 1e3 for part in PARTS)
     return (
         f"{result['parameters'] / 1e6:.3g} M",
@@ -160,9 +160,9 @@ def row(result: dict[str, Any]) -> tuple:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["medium:16", "large:16", "large:64"], metavar="SIZE:MIB")
-    parser.add_argument("--repeats", type=int, default=7, help="publications that are timed")
+    parser.add_argument("--repeats", type=int, default=7, help="synchronisations that are timed")
     parser.add_argument(
-        "--quick", action="store_true", help="two publications of the small model: does it work at all?"
+        "--quick", action="store_true", help="two synchronisations of the small model, to see whether it works"
     )
     arguments = parser.parse_args()
     if arguments.quick:
@@ -180,7 +180,12 @@ def main() -> None:
     columns = ("parameters", "MiB", "bucket", "publish ms", "memcpy ms", "ratio", *PARTS,
                "learner MiB", "worker MiB", "store MiB")  # fmt: skip
     record = {"benchmark": "weights", "repeats": arguments.repeats, "load_before": load, "results": results}
-    report("Publication through the object store, learner to one worker", columns, [row(r) for r in results], record)
+    report(
+        "Weight synchronisation through the object store, learner to one worker",
+        columns,
+        [row(r) for r in results],
+        record,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes the problems of calculator-cpu.yaml: demonstrations that use the calculator, and prompts with their answers.
 
-Invariant: the same bytes wherever it runs, so the two files beside it can be checked.
+Invariant: it writes the same bytes everywhere, so a test can check the two files in this folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ QUESTIONS = ("What is {}?", "Compute {}.", "How much is {}?")
 
 
 def problems(count: int) -> list[tuple[str, str]]:
-    """So many different questions, each with its expression: numbers of two digits, which are one token each."""
+    """`count` different questions with their expressions. Numbers have two digits, which are one token each."""
     rng, found = Random(0), {}
     while len(found) < count:
         expression = f"{rng.randint(10, 39)}{rng.choice('+-*')}{rng.randint(10, 39)}"
@@ -26,7 +26,7 @@ def problems(count: int) -> list[tuple[str, str]]:
 
 
 def by_calculator(expression: str, value: str) -> list[dict]:
-    """The expression, its result, and the answer."""
+    """Turns that use the calculator: the expression, its result, and the answer."""
     return [
         {"role": "assistant", "content": f"<calc>{expression}</calc>"},
         {"role": "user", "content": f"<result>{value}</result>"},
@@ -34,13 +34,13 @@ def by_calculator(expression: str, value: str) -> list[dict]:
     ]
 
 
-def by_heart(expression: str, value: str) -> list[dict]:
-    """The answer alone, as somebody gives it who can calculate and a small model cannot."""
+def at_once(expression: str, value: str) -> list[dict]:
+    """A turn with the answer only, which a small model cannot compute."""
     return [{"role": "assistant", "content": f"#### {value}"}]
 
 
 def rows() -> tuple[list[dict], list[dict]]:
-    """Demonstrations and prompts, of different questions."""
+    """Demonstrations and prompts, for different questions."""
     solved = [
         (question, expression, format_number(compute(expression)))
         for question, expression in problems(DEMONSTRATIONS + PROMPTS)
@@ -49,7 +49,7 @@ def rows() -> tuple[list[dict], list[dict]]:
         {
             "messages": [
                 {"role": "user", "content": question},
-                *(by_calculator if index % 2 else by_heart)(expression, value),
+                *(by_calculator if index % 2 else at_once)(expression, value),
             ]
         }
         for index, (question, expression, value) in enumerate(solved[PROMPTS:])
@@ -62,7 +62,7 @@ def rows() -> tuple[list[dict], list[dict]]:
 
 
 def write(folder: Path) -> None:
-    """Both files."""
+    """Write both files."""
     for name, lines in zip(("demonstrations", "prompts"), rows(), strict=True):
         (folder / f"calculator-{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
