@@ -29,7 +29,7 @@ def test_oracle_16_tokens_one_and_two_three_four_average_to_two_and_a_half() -> 
     assert weighted_sum(losses, weights).item() == 2.5
 
 
-def test_bad_settings_are_named() -> None:
+def test_bad_aggregations_are_named() -> None:
     with pytest.raises(ValueError, match="allowed: token_mean, sequence_mean, constant"):
         token_weights("mean", MASK)
     with pytest.raises(ValueError, match="max_length >= 1"):
