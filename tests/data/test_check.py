@@ -1,4 +1,4 @@
-"""`rlhf-ray data check`: what it finds, and what it prints."""
+"""`rlhf-ray data check`: its figures and its output."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_nothing_readable(tmp_path):
         read_all(write(tmp_path / "bad.jsonl", "oops"))
 
 
-def test_the_command_says_so_and_fails_on_malformed_lines(pairs, tmp_path, tiny_model):
+def test_the_command_prints_the_figures_and_fails_on_malformed_lines(pairs, tmp_path, tiny_model):
     done = CliRunner().invoke(app, ["data", "check", pairs, "--model", str(tiny_model), "--limit", "12", "--rows", "1"])
     assert done.exit_code == 1
     for text in (
@@ -70,7 +70,7 @@ def test_the_command_says_so_and_fails_on_malformed_lines(pairs, tmp_path, tiny_
     assert json.loads(done.stdout)["leaks"] == {"exact": 1, "normalised": 1}
 
 
-def test_a_choice_is_contradicted_whichever_side_it_was_written_on(tmp_path):
+def test_contradictions_are_found_in_either_order(tmp_path):
     contents = read_all(
         write(tmp_path / "p.jsonl", pair("a", "x", "y"), pair("a", "x", "y", preference=0), pair("a", "y", "z"))
     )

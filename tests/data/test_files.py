@@ -1,4 +1,4 @@
-"""The kinds of files: the same rows from JSONL, CSV and Parquet, read no further than needed."""
+"""File types: JSONL, CSV and Parquet give the same rows, and are read only as far as needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_parquet(path):
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet])
-def test_every_kind_of_file_holds_the_same(tmp_path, write):
+def test_every_file_type_gives_the_same_records(tmp_path, write):
     path = tmp_path / f"pairs.{write.__name__.removeprefix('write_')}"
     write(path)
     pairs = load("pairs", Source(path)).records
@@ -73,7 +73,7 @@ def test_brackets_in_a_text_are_text_but_turns_are_turns(tmp_path):
     assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == ("[1, 2]", '{"a": 1}')
 
 
-def test_turns_as_pandas_prints_them_are_not_taken_for_text(tmp_path):
+def test_turns_in_python_notation_are_refused(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text("""prompt\n"[{'role': 'user', 'content': 'Hi'}]"\n""")
     with pytest.raises(DataError, match="line 2: prompt holds turns in Python's notation; write such cells as JSON"):
@@ -81,13 +81,13 @@ def test_turns_as_pandas_prints_them_are_not_taken_for_text(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, kind):
+def test_a_byte_order_mark_is_skipped(tmp_path, kind):
     path = tmp_path / f"prompts.{kind}"
     path.write_text({"csv": "prompt\nHi\n", "jsonl": '{"prompt": "Hi"}\n'}[kind], encoding="utf-8-sig")
     assert load("prompts", Source(path)).records[0].messages[0]["content"] == "Hi"
 
 
-def test_broken_quotes_and_bytes_cost_a_row_each(tmp_path):
+def test_broken_quotes_and_bytes_make_one_row_each_malformed(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_bytes(b'prompt,id\na,1\n"b" c,2\n\xff,3\n\nlong ' + b"x" * 200_000 + b",4\n" + b'"open,5\n')
     rows = list(load_rows(path))
@@ -96,7 +96,7 @@ def test_broken_quotes_and_bytes_cost_a_row_each(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_column_that_stands_twice(tmp_path):
+def test_a_column_that_is_twice_in_the_header(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text("prompt,prompt\na,b\n")
     with pytest.raises(DataError, match="line 1: a column is twice"):
@@ -117,7 +117,7 @@ def test_rows_of_parquet_are_counted_and_nulls_are_absent(tmp_path):
         load("scores", Source(path))
 
 
-def test_what_is_not_parquet_says_so(tmp_path):
+def test_a_file_that_is_not_parquet_is_refused(tmp_path):
     path = tmp_path / "prompts.parquet"
     path.write_text("prompt\nHi\n")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
@@ -126,7 +126,7 @@ def test_what_is_not_parquet_says_so(tmp_path):
 
 @pytest.mark.parametrize("limit", [None, 2])
 def test_a_data_set_of_the_hub_is_read_by_its_own_library(tmp_path, monkeypatch, limit):
-    """From a clone of it: the same call as for a name, without a network."""
+    """From a local clone: the same call as for a hub name, without a network."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)

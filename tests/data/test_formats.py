@@ -1,4 +1,4 @@
-"""Every row format, as people have it in their files."""
+"""Every row format, as it occurs in people's files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAIR_ROWS = {
 
 
 @pytest.mark.parametrize("row", PAIR_ROWS.values(), ids=PAIR_ROWS)
-def test_a_choice_is_read_alike_from_every_format(row):
+def test_a_pair_is_read_equally_from_every_format(row):
     assert read("pairs", row | LABEL) == Pair((ASK,), (GOOD,), (BAD,), {}, "ann", "cooks", weight=2.0)
     assert read("demonstrations", row).messages == (ASK, GOOD)
     assert read("prompts", row).messages == (ASK,)
@@ -88,25 +88,25 @@ def test_a_ranking_is_pairs_that_share_its_weight():
     assert {(p.annotator, p.group, p.weight) for p in pairs} == {("ann", "cooks", 2.0 / 6)}
 
 
-@pytest.mark.parametrize(("label", "mark"), [(True, 1.0), (False, 0.0), ("true", 1.0), ("0", 0.0)])
-def test_an_answer_that_is_good_or_not_is_a_mark_and_imitated_only_if_good(label, mark):
+@pytest.mark.parametrize(("label", "rating"), [(True, 1.0), (False, 0.0), ("true", 1.0), ("0", 0.0)])
+def test_a_boolean_label_is_a_rating_and_only_good_answers_are_demonstrations(label, rating):
     row = {"prompt": ASK["content"], "completion": GOOD["content"], "label": label}
-    assert read("scores", row) == Scored((ASK,), (GOOD,), {"overall": mark})
-    assert bool(read("demonstrations", row)) == bool(mark)
+    assert read("scores", row) == Scored((ASK,), (GOOD,), {"overall": rating})
+    assert bool(read("demonstrations", row)) == bool(rating)
 
 
 @pytest.mark.parametrize(("preference", "imitated"), [(1, True), (0.7, True), (0.5, False), (0.2, False)])
-def test_what_nobody_preferred_is_no_demonstration(preference, imitated):
+def test_only_preferred_answers_are_demonstrations(preference, imitated):
     assert bool(read("demonstrations", PAIR_ROWS["plain"] | {"preference": preference})) == imitated
 
 
 @pytest.mark.parametrize(
-    ("marks", "scores"),
+    ("ratings", "scores"),
     [({"score": 3}, {"overall": 3.0}), ({"overall": 3, "aspects": {"tone": 1}}, {"overall": 3.0, "tone": 1.0}),
      ({"scores": {"tone": 1, "truth": "2"}}, {"tone": 1.0, "truth": 2.0})],
 )  # fmt: skip
-def test_marks(marks, scores):
-    assert read("scores", {"prompt": [ASK], "response": "On Monday."} | marks) == Scored((ASK,), (GOOD,), scores)
+def test_ratings(ratings, scores):
+    assert read("scores", {"prompt": [ASK], "response": "On Monday."} | ratings) == Scored((ASK,), (GOOD,), scores)
 
 
 def test_edits():
@@ -148,7 +148,7 @@ def test_edits():
         ("demonstrations", {"messages": [ASK, GOOD | {"weight": 0}, ASK, GOOD]}, r"messages\[1\].weight is 0"),
     ],
 )
-def test_what_is_wrong_is_named(kind, row, reason):
+def test_errors_name_the_invalid_key(kind, row, reason):
     with pytest.raises(ValueError, match=reason):
         read(kind, row)
 
@@ -174,8 +174,8 @@ GOOD_ROWS = [
 
 
 @given(st.sampled_from(GOOD_ROWS), st.data())
-def test_whatever_stands_in_a_row_is_read_or_refused_with_a_reason(row, data):
-    """Never another exception: that would end a run whose setting is to put bad lines aside."""
+def test_any_row_is_read_or_refused_with_a_reason(row, data):
+    """No other exception is raised: it would end a run that quarantines malformed lines."""
     changed = data.draw(
         st.dictionaries(st.sampled_from([*row, "weight", "margin", "tie", "group", "metadata"]), anything, max_size=2)
     )
@@ -191,6 +191,6 @@ def test_whatever_stands_in_a_row_is_read_or_refused_with_a_reason(row, data):
                 )
 
 
-def test_an_unknown_format_lists_what_is_known():
+def test_an_unknown_format_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"keys \['text'\]; known are .*chosen, rejected"):
         detect_format({"text": "x"})

@@ -1,4 +1,4 @@
-"""From records to the batch of a reward model: labels where the objective reads them, and what is refused."""
+"""From records to the batch of a reward model: the columns of labels, and the records that are refused."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_edits_are_pairs():
         feedback(RewardModelConfig(kind="scores"), alone)
 
 
-def test_what_cannot_be_learned_is_refused(tokenizer):
+def test_records_that_cannot_be_learned_are_refused(tokenizer):
     with pytest.raises(DataError, match=r"no annotator group has 200 training labels \(cooks 1\); lower"):
         build_label_encoder(RewardModelConfig(groups=GroupsConfig()), [PAIR])
     with pytest.raises(DataError, match="group is called 'mean'"):
@@ -118,13 +118,13 @@ def test_what_cannot_be_learned_is_refused(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "rankings", "reliability": {}}, "reliability is of choices between two; kind is rankings"),
-        ({"aspects": {"helpful": 1.0}}, "aspects is read for kind scores only, and kind is pairs"),
+        ({"kind": "rankings", "reliability": {}}, "reliability needs kind pairs, and kind is rankings"),
+        ({"aspects": {"helpful": 1.0}}, "aspects is used by kind scores only, and kind is pairs"),
         ({"kind": "scores", "aspects": {"helpful": 0.0}}, "at least one aspect must have a factor other than 0"),
-        ({"kind": "scores", "ranking_loss": "choice"}, "ranking_loss is read for kind rankings only"),
-        ({"kind": "rankings", "margin": 0.5}, "margin is read for kind pairs only"),
+        ({"kind": "scores", "ranking_loss": "choice"}, "ranking_loss is used by kind rankings only"),
+        ({"kind": "rankings", "margin": 0.5}, "margin is used by kind pairs only"),
     ],
 )
-def test_combinations_that_mean_nothing(settings, message):
+def test_meaningless_combinations_of_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         RewardModelConfig.model_validate(settings)

@@ -1,4 +1,4 @@
-"""Too long: dropped, shortened from the oldest turn, always counted."""
+"""Records that are too long: left out or shortened from the oldest turn, and always counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_answers_are_never_cut():
     assert [d.messages for d in with_fewer_turns(demonstration)] == [turns("uauaa")[2:]]
 
 
-def test_feedback_was_given_on_the_whole_dialogue_and_is_dropped_whole():
+def test_feedback_is_left_out_whole():
     pair = Pair(turns("uau"), turns("a"), turns("aua"))
     encoded = fit([pair], lambda record: record, lambda record: len(record.prompt), LengthLimit(2, "truncate"))
     assert (encoded.items, encoded.too_long, encoded.shortened) == ((), 1, 0)

@@ -1,4 +1,4 @@
-"""Reading data files: every format, and every way in which a file can be wrong."""
+"""Reading data files: every format, and malformed files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_malformed_line_is_fatal_with_its_number_or_quarantined(write, tmp_pat
     assert bad["text"] == (line if isinstance(line, str) else json.dumps(line))
 
 
-def test_bytes_that_are_no_text_cost_one_line(tmp_path):
+def test_invalid_utf8_makes_one_line_malformed(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"prompt": "\xff"}\n' + json.dumps({"prompt": [ASK]}).encode() + b"\n")
     loaded = load("prompts", Source(path, on_malformed="quarantine", quarantine=tmp_path / "bad.jsonl"))

@@ -1,4 +1,4 @@
-"""Simulated annotators: their choices follow the stated probabilities, and the ceiling follows from them."""
+"""Simulated annotators: choices follow the stated probabilities, and the accuracy ceiling follows from these."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_ranking_is_a_partition_that_mostly_puts_the_better_first():
     assert sum(places[-1] == [0] for places in rankings) > 180
 
 
-def test_marks_are_on_the_scale_and_follow_quality():
+def test_ratings_are_on_the_scale_and_follow_quality():
     rng = Random(0)
     ratings = {text: [FAIR.rate(rng, features(CUSTOMER, text)) for _ in range(100)] for text in (GOOD, BAD)}
     numbers = [

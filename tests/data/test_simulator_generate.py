@@ -1,4 +1,4 @@
-"""The simulator's files: reproducible to the byte, complete or absent, and without leaks."""
+"""The simulator's files: the same bytes for the same seed, complete or absent, and without leaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hidden utility: what it rewards, and what it cannot be talked into."""
+"""The hidden utility: its merits and faults, and that texts cannot exploit it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_merits_count_once_however_often_they_are_said():
         assert merits[0][part] == merits[1][part]
 
 
-def test_every_sentence_of_the_grammar_is_read_back_as_what_it_is():
+def test_every_sentence_of_the_grammar_is_read_back_as_its_act():
     slots = {"order": "482", "product": "lamp", "month": "June", "day": "Monday", "street": "Hill Road"}
     for kind, sentences in SENTENCES.items():
         assert {read_sentence(sentence).kind for sentence in sentences} == {kind}

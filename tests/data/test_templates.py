@@ -1,4 +1,4 @@
-"""Chat templates as models have them: which tokens are learned, one by one; a prompt is a prefix of what goes on from it."""
+"""Chat templates of real models: the learned tokens, one by one; a prompt is a prefix of every dialogue that continues it."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ HEADERS = (
     "{{ '## ' + m['role'] + '\n\n' + m['content'] + eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '## assistant\n\n' }}{% endif %}"
 )
-"""A token that begins the text, and two line breaks before what is said, like Llama 3."""
+"""A token at the beginning of the text, and two line breaks before each content, like Llama 3."""
 INSTRUCTIONS = (
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}{% set rest = messages[1:] %}"
     "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
     "{% for m in rest %}{% if m['role'] == 'user' %}{{ '[INST] ' + (system if loop.first else '') + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-"""The system's turn within the user's first, and nothing that begins the assistant's, like Llama 2 and Mistral."""
+"""The system's turn within the first user's turn, and no text that begins the assistant's, like Llama 2 and Mistral."""
 DEFAULT_SYSTEM = (
     "{% if messages and messages[0]['role'] != 'system' %}{{ 'system: You help.\n' }}{% endif %}"
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + (eos_token if m['role'] == 'assistant' else '') + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-"""A system's turn of its own where there is none, like Qwen 2.5."""
+"""A default system turn where the dialogue has none, like Qwen 2.5."""
 ONLY_CONTENT_MARKED = (
     "{% for m in messages %}{{ m['role'] + ':' }}{% if m['role'] == 'assistant' %}"
     "{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% else %}{{ m['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
-"""Marks that leave the end of the turn out: the template's word counts."""
+"""Generation marks without the token that ends the turn; the marks decide."""
 NO_END = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-"""Nothing ends a turn: it goes to where the next begins."""
+"""No token ends a turn; it lasts until the next one begins."""
 
 # What is read, and, marked by a star, what is learned.
 WRITTEN = {
@@ -77,7 +77,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_learned_token_by_token(tokenizer, monkeypatch, name):
+def test_the_learned_tokens_one_by_one(tokenizer, monkeypatch, name):
     template, messages, pieces = WRITTEN[name]
     monkeypatch.setattr(tokenizer, "chat_template", template)
     expected = [
@@ -100,7 +100,7 @@ content = st.text(alphabet="\n \t.aé Ω42", min_size=1, max_size=12).filter(str
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, UNMARKED, HEADERS, INSTRUCTIONS, DEFAULT_SYSTEM])
 @given(st.lists(st.tuples(content, content), min_size=1, max_size=3))
 def test_a_prompt_is_a_prefix_whatever_is_said(tokenizer, template, exchanges):
-    """Also where an answer begins with the line break that would be one token with the one before it."""
+    """Also if an answer begins with a line break that would be one token together with the line break before it."""
     tokenizer.chat_template = template
     roles = ("user", "assistant")
     messages = [{"role": roles[i], "content": said[i]} for said in exchanges for i in (0, 1)]
@@ -113,7 +113,7 @@ def test_a_prompt_is_a_prefix_whatever_is_said(tokenizer, template, exchanges):
 
 
 def test_a_tokenizer_that_puts_a_space_before_every_text_does_so_once():
-    """SentencePiece's, as of Llama 2: were the answer tokenised by itself, it would begin with two spaces."""
+    """As SentencePiece does for Llama 2: an answer tokenised alone would begin with two spaces."""
     spaced = Tokenizer(models.BPE(byte_fallback=False, unk_token="<unk>"))
     spaced.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
     words = [turn["content"] for turn in DIALOGUE] + ["[INST] [/INST] system user assistant"]
@@ -148,7 +148,7 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_does_so_once():
         ),
     ],
 )
-def test_what_a_template_cannot_do_is_the_inputs_fault_and_says_so(tokenizer, monkeypatch, template, messages, reason):
+def test_templates_that_refuse_a_dialogue_are_input_errors(tokenizer, monkeypatch, template, messages, reason):
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(TemplateError, match=reason) as error:
         encode_dialogue(tokenizer, messages)

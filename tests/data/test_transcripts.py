@@ -1,4 +1,4 @@
-"""Transcripts of hh-rlhf: turns, shared prompts, and everything that real ones get wrong."""
+"""Transcripts of hh-rlhf: turns, shared prompts, and the errors in real ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_neighbouring_turns_of_one_speaker_are_joined():
         ("\n\nAssistant: a", "begin with Human"),
     ],
 )
-def test_what_is_no_transcript_is_refused(text, reason):
+def test_texts_that_are_not_transcripts_are_refused(text, reason):
     with pytest.raises(ValueError, match=f"chosen.* {reason}"):
         parse_transcript(text, "chosen")
 
@@ -55,7 +55,7 @@ def test_a_pair_shares_its_dialogue_up_to_the_last_turn():
         (turns("a", "b", "c", "d", "e", "f"), turns("a", "b", "c", "x"), 3),
     ],
 )
-def test_where_dialogues_part_early_each_side_keeps_the_rest(chosen, rejected, shared):
+def test_dialogues_that_differ_early_keep_the_rest_on_each_side(chosen, rejected, shared):
     prompt, one, other = split_pair(chosen, rejected)
     assert prompt == chosen[:shared] and prompt[-1]["role"] == "user"
     assert (prompt + one, prompt + other) == (chosen, rejected)

@@ -24,12 +24,12 @@ def length(prompts, responses, metadata):
     return [len(response) for response in responses]
 
 def wanted(prompts, responses, metadata):
-    """What each prompt's metadata says, to see that everything arrives in order."""
+    """The scores in the prompts' metadata, to check the order."""
     assert [prompt[-1]["content"] for prompt in prompts] == [about["text"] for about in metadata]
     return [about["score"] for about in metadata]
 
 def echo(prompts, responses, metadata):
-    """1 where the response is the text that it should be."""
+    """1 for each response that has the expected text."""
     return [float(response == about["response"]) for response, about in zip(responses, metadata, strict=True)]
 
 def raises(prompts, responses, metadata):
@@ -77,7 +77,7 @@ def keywords(**texts):
 
 @pytest.fixture(scope="session")
 def functions(tmp_path_factory) -> Path:
-    """A folder with the module `misbehaving`, importable from here on."""
+    """A folder with the module `misbehaving`, which can be imported from now on."""
     folder = tmp_path_factory.mktemp("functions")
     (folder / "misbehaving.py").write_text(FUNCTIONS)
     (folder / "misbehaving_on_import.py").write_text("1 / 0")
@@ -88,7 +88,7 @@ def functions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def rollouts(tiny_model) -> list[Rollout]:
-    """Twelve of very different lengths; the scores in the metadata are -2, -1, …, 9."""
+    """Twelve rollouts of very different lengths; the scores in their metadata are -2, -1, …, 9."""
     tokenizer = load_tokenizer(tiny_model)
     generator = np.random.default_rng(0)
     result = []
@@ -117,7 +117,7 @@ def reward_model(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def reward_worker(functions, tiny_model) -> Callable[..., RewardWorker]:
-    """A worker, in this process, with functions of `misbehaving` by name and weight, and perhaps a model."""
+    """A worker in this process with functions of `misbehaving` by name and weight, and optionally a model."""
 
     def make(model: Path | None = None, micro_batch_tokens: int = 8192, **weights: float) -> RewardWorker:
         sources = [RewardFunctionSource(name=n, function=f"misbehaving:{n}", weight=w) for n, w in weights.items()]
@@ -132,7 +132,7 @@ def reward_worker(functions, tiny_model) -> Callable[..., RewardWorker]:
 
 @pytest.fixture(scope="session")
 def answers(tiny_model) -> Callable[..., list[Rollout]]:
-    """Rollouts with these texts: of one prompt, with this metadata, in their order."""
+    """Rollouts of one prompt with these texts, in order; the prompt has this metadata."""
     tokenizer = load_tokenizer(tiny_model)
 
     def make(prompt_id: str, *texts: str, **metadata: object) -> list[Rollout]:
@@ -150,7 +150,7 @@ def answers(tiny_model) -> Callable[..., list[Rollout]]:
 
 @pytest.fixture
 def served_worker(tiny_model, tmp_path) -> Callable[..., RewardWorker]:
-    """A worker, in this process, whose only sources are services; `kind` is judges or http."""
+    """A worker in this process whose only sources are services; `kind` is judges or http."""
 
     def make(kind: str, *sources: dict, key: str | None = None, folder: Path = tmp_path) -> RewardWorker:
         quick = {"backoff_s": 0.01, "attempts": 3, "timeout_s": 5.0}

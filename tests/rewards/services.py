@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine that answers as a script says: a judge, a scorer, and whatever goes wrong with them."""
+"""A real HTTP server on this machine with scripted answers: a judge, a scorer, and their failures."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """What the server says to one request."""
+    """The server's answer to one request."""
 
     body: Any
-    """JSON, or bytes as they are."""
+    """Sent as JSON; bytes are sent unchanged."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     before: Callable[[], None] = lambda: None
-    """Done before it answers."""
+    """Called before the answer is sent."""
 
 
 @dataclass
 class Request:
-    """What it was sent."""
+    """A request that the server received."""
 
     path: str
     authorization: str | None
@@ -38,7 +38,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Service:
-    """A running server; `requests` are those that it got so far, `busiest` how many it had at once."""
+    """A running server. `requests`: all received so far; `busiest`: the most at the same time."""
 
     def __init__(self, answer: Callable[[Request], Answer]) -> None:
         self.requests: list[Request] = []
@@ -81,7 +81,7 @@ class Service:
 
 @contextmanager
 def serve(answer: Callable[[Request], Answer]) -> Iterator[Service]:
-    """Serve until the block ends."""
+    """Run the server until the block ends."""
     service = Service(answer)
     thread = threading.Thread(target=service.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -108,5 +108,5 @@ def mark(value: float) -> dict[str, Any]:
 
 
 def quoted(question: str, name: str) -> str:
-    """A text of the default question, between the lines that name it and the next one."""
+    """One text of the default question, from between its heading and the next one."""
     return question.split(f"=== {name} ", 1)[1].split("\n", 1)[1].split("\n=== ", 1)[0]

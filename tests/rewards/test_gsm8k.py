@@ -1,4 +1,4 @@
-"""The exact-answer reward: every way to write a number, and all reference answers."""
+"""The exact-answer reward: all notations of numbers, and all reference answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_reference_without_an_answer_is_an_error():
 
 @pytest.mark.skipif(not FILE.is_file(), reason="needs the shared GSM8K file")
 def test_every_reference_answer_is_read_right():
-    """Against the plain rule of the data's authors: what stands behind the mark, without commas."""
+    """Compared with the rule of the data's authors: the text after the mark, without commas."""
     answers = [json.loads(line)["answer"] for line in FILE.read_text().splitlines()]
     assert len(answers) == 7473
     for answer in answers:

@@ -1,4 +1,4 @@
-"""An answer is asked for once: whoever asks again, also from another process, hears the same."""
+"""A question is asked once: asked again, also by another process, it gets the same answer."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ cache.close()
 """
 
 
-def test_a_later_worker_asks_nothing_that_is_known(served_worker, answers, tmp_path):
-    """Not even where the service would say something else by now, and is gone."""
+def test_a_later_worker_reads_known_answers_from_the_cache(served_worker, answers, tmp_path):
+    """Even though the service is stopped."""
     with serve(lambda request: Answer(verdict("A"))) as service:
         config = {"url": service.url}
         first = served_worker("judges", config).score(answers("1", "Yes.", "No.", "It left."))
@@ -52,7 +52,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
-def test_another_question_is_another_question(served_worker, answers, change):
+def test_any_change_of_the_question_asks_again(served_worker, answers, change):
     said = completion('{"reasoning": "", "verdict": "A"}')
     with serve(lambda request: Answer(said)) as service:
         served_worker("judges", {"url": service.url}).score(answers("1", "Yes.", "No."))
@@ -68,7 +68,7 @@ def test_the_same_question_at_the_same_time_is_asked_once(served_worker, answers
     assert [score.total for score in scores] == [0.5] * 4 and len(service.requests) == 2
 
 
-def test_what_cannot_be_read_is_not_kept(served_worker, answers):
+def test_unreadable_answers_are_not_cached(served_worker, answers):
     with serve(lambda request: Answer(completion("hm"))) as service:
         bad = served_worker("judges", {"url": service.url}).score(answers("1", "Yes.", "No."))
     assert all(isinstance(score, RewardError) for score in bad)
@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_not_kept(served_worker, answers):
 
 
 def test_two_processes_share_a_file(tmp_path):
-    """They write at the same time; for each question one answer stays, and both hear that one."""
+    """They write at the same time; one answer per question is kept, and both processes get it."""
     path = tmp_path / "deep" / "cache.sqlite"
     command = [sys.executable, "-c", WRITER, str(path)]
     writers = [subprocess.Popen([*command, who], stdout=subprocess.PIPE, text=True) for who in ("Ada", "Bob")]

@@ -1,4 +1,4 @@
-"""What goes wrong with services: it is asked again, a bounded number of times, and then an error; never a number nobody gave."""
+"""Failures of services: a bounded number of retries, then an error, never an invented number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("said", "reason"), UNREADABLE.values(), ids=UNREADABLE)
-def test_unreadable_answers_are_errors_after_so_many(served_worker, answers, said, reason):
+def test_unreadable_answers_are_errors_after_the_last_reading(served_worker, answers, said, reason):
     with serve(lambda request: Answer(said)) as service:
         worker = served_worker("judges", {"url": service.url, "readings": 2})
         scores = worker.score(answers("1", "Yes.", "No."))
@@ -43,7 +43,7 @@ def test_unreadable_answers_are_errors_after_so_many(served_worker, answers, sai
 
 
 @pytest.mark.parametrize("value", ["0", "10.5", '"7"', "true", "NaN", "null"])
-def test_marks_off_the_scale_are_none(served_worker, answers, value):
+def test_ratings_off_the_scale_are_errors(served_worker, answers, value):
     with serve(lambda request: Answer(completion(f'{{"reasoning": "", "mark": {value}}}'))) as service:
         worker = served_worker("judges", {"url": service.url, "mode": "pointwise"})
         (score,) = worker.score(answers("1", "Yes."))
@@ -68,7 +68,7 @@ def test_the_verdict_must_be_the_last_line_and_the_only_one(served_worker, answe
         assert all(isinstance(score, RewardError) for score in worker.score(answers("1", "Yes.", "No.")))
 
 
-def test_the_judge_is_told_what_was_wrong_and_may_mend_it(served_worker, answers):
+def test_the_judge_is_told_what_was_wrong_and_can_correct_it(served_worker, answers):
     def second_thought(request: Request) -> Answer:
         if len(request.body["messages"]) == 1:
             return Answer(completion("B!"))
@@ -92,7 +92,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
-def test_passing_trouble_passes(served_worker, answers, trouble):
+def test_temporary_failures_are_retried(served_worker, answers, trouble):
     seen, lock = set(), threading.Lock()
 
     def at_first(request: Request) -> Answer:
@@ -112,7 +112,7 @@ def test_passing_trouble_passes(served_worker, answers, trouble):
 @pytest.mark.parametrize(
     ("trouble", "reason"), [(TROUBLE["broken"], "HTTP 500: 'oops'"), (TROUBLE["slow"], "no answer within")]
 )
-def test_lasting_trouble_is_an_error(served_worker, answers, trouble, reason):
+def test_lasting_failures_are_errors(served_worker, answers, trouble, reason):
     with serve(lambda request: trouble) as service:
         worker = served_worker("judges", {"url": service.url, "mode": "pointwise", "timeout_s": 0.2})
         (score,) = worker.score(answers("1", "Yes."))
@@ -120,15 +120,15 @@ def test_lasting_trouble_is_an_error(served_worker, answers, trouble, reason):
     assert len(service.requests) == 3
 
 
-def test_nobody_there(served_worker, answers):
+def test_a_service_that_cannot_be_reached(served_worker, answers):
     with serve(lambda request: Answer({})) as service:
         pass
     (score,) = served_worker("judges", {"url": service.url, "mode": "pointwise"}).score(answers("1", "Yes."))
     assert isinstance(score, RewardError) and "cannot be reached (ConnectError" in str(score)
 
 
-def test_a_refusal_is_not_repeated_and_the_key_is_not_told(served_worker, answers):
-    """The server repeats the key, as some do."""
+def test_a_refused_request_is_not_retried_and_the_key_is_hidden(served_worker, answers):
+    """The server repeats the key in its answer, as some do."""
     with serve(lambda request: Answer({"error": f"wrong key {request.authorization}"}, 401)) as service:
         worker = served_worker("judges", {"url": service.url, "mode": "pointwise", "api_key_env": "TEST_KEY"}, key=KEY)
         (score,) = worker.score(answers("1", "Yes."))
@@ -158,7 +158,7 @@ def test_requests_per_minute(served_worker, answers):
         assert time.monotonic() - began >= 8 * 0.05
 
 
-def test_a_busy_service_is_left_alone_as_long_as_it_asks(served_worker, answers):
+def test_retry_after_holds_back_all_requests(served_worker, answers):
     times = []
 
     def busy_once(request: Request) -> Answer:
@@ -171,7 +171,7 @@ def test_a_busy_service_is_left_alone_as_long_as_it_asks(served_worker, answers)
     assert times[1] - times[0] >= 1.0 and LONGEST_WAIT_S >= 1.0, "nobody asks meanwhile"
 
 
-def test_metadata_that_no_json_holds(served_worker, answers):
+def test_metadata_that_json_cannot_hold(served_worker, answers):
     with serve(lambda request: Answer({"scores": [1.0]})) as service:
         worker = served_worker("http", {"name": "far", "url": service.url})
         (score,) = worker.score(answers("1", "Yes.", about={1, 2}))
@@ -193,7 +193,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize("said", SCORES.values(), ids=SCORES)
-def test_scores_that_are_none(served_worker, answers, said):
+def test_invalid_scores_are_errors(served_worker, answers, said):
     with serve(lambda request: Answer(said)) as service:
         worker = served_worker("http", {"name": "far", "url": service.url, "readings": 2})
         scores = worker.score(answers("1", "Yes.", "No."))
@@ -220,7 +220,7 @@ def test_a_service_that_scores(served_worker, answers):
     assert sorted(len(request.body["responses"]) for request in service.requests) == [1, 3]
 
 
-def test_keys_come_from_the_environment_and_hide(served_worker):
+def test_keys_come_from_the_environment_and_are_hidden(served_worker):
     from rlhf_ray.config.reward import RewardConfig
 
     judge = {"url": "http://judge/v1", "model": "m", "api_key_env": "TEST_KEY"}

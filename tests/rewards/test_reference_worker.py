@@ -1,4 +1,4 @@
-"""The reference's log-probabilities are those of transformers, whatever the batch."""
+"""The reference worker's log-probabilities equal those of transformers for every batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reward worker says of rollouts, above all when a source of reward misbehaves: an error that names it, never a number."""
+"""A reward worker's scores, and its errors when a source of reward fails: they name the source and give no number."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def test_only_the_failing_rollouts_are_lost(reward_worker, rollouts):
 
 
 def test_two_sources_that_fail_on_different_rollouts(reward_worker, rollouts):
-    """1/score raises on a batch with a score of 0 (p2), which is found and lost alone."""
+    """1/score raises on a batch with a score of 0 (p2); only that rollout is lost."""
     answers = reward_worker(nan_where_marked=1.0, raises_on_marked=1.0).score(rollouts)
     assert [answer.source for answer in answers[:2]] == ["nan_where_marked"] * 2
     assert "ZeroDivisionError" in str(answers[2]) and answers[2].rollout_ids == ("p2/0",)
     assert [score.total for score in answers[3:]] == pytest.approx([1 + 1 / (i - 2) for i in range(3, 12)])
 
 
-def test_looking_for_what_raises_is_bounded(reward_worker, rollouts):
-    """Twenty of 240 raise: more than can be looked for, so some are lost with their neighbours, in no more calls than allowed."""
+def test_the_search_for_failing_rollouts_is_bounded(reward_worker, rollouts):
+    """Twenty of 240 raise, more than the allowed calls can isolate, so some are lost together with their neighbours."""
     many = [replace(r, request=replace(r.request, sample_index=i)) for i in range(20) for r in rollouts]
     worker = reward_worker(raises_on_marked=1.0)
     (source,), calls = worker.sources, []

@@ -1,4 +1,4 @@
-"""Scoring by real actors: work to the emptiest one, answers in order, errors as answers."""
+"""Scoring with real actors: each batch goes to the least loaded one; answers and errors come in order."""
 
 from __future__ import annotations
 
