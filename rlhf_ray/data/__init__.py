@@ -1,1 +1,1 @@
-"""Data: records and their file formats, tokenisation, splits, and the simulated-annotator data set."""
+"""Data: file formats and records, length limits, tokenisation, labels, splits, and the simulated data set."""

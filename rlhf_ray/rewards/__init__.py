@@ -1,1 +1,4 @@
-"""Reward functions that come with the package; use them as `rlhf_ray.rewards.<module>:<function>`."""
+"""Rewards: sources (reward models, functions, judges, HTTP services), the actors that compute them, and reward functions.
+
+Configs name a reward function of this package as `rlhf_ray.rewards.<module>:<function>`.
+"""

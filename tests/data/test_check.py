@@ -17,8 +17,8 @@ def write(path, *rows):
     return str(path)
 
 
-def pair(prompt, chosen, rejected, **said):
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **said}
+def pair(prompt, chosen, rejected, **label):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **label}
 
 
 @pytest.fixture

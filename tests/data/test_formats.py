@@ -27,7 +27,7 @@ PAIR_ROWS = {
     "openai": {"input": {"messages": [ASK], "tools": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
     "edit": {"prompt": [ASK], "original": BAD["content"], "edited": GOOD["content"]},
     "whole dialogues with the prompt": {"prompt": ASK["content"], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
-    "with messages beside": {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "messages": [ASK, GOOD]},
+    "with messages too": {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "messages": [ASK, GOOD]},
 }  # fmt: skip
 
 
@@ -39,11 +39,11 @@ def test_a_pair_is_read_equally_from_every_format(row):
 
 
 @pytest.mark.parametrize(
-    ("said", "preference", "margin"),
+    ("label", "preference", "margin"),
     [({}, 1.0, None), ({"preference": 0.7, "margin": 2}, 0.7, 2.0), ({"tie": True}, 0.5, None), ({"preference": 0}, 0.0, None)],
 )  # fmt: skip
-def test_soft_labels_ties_and_margins(said, preference, margin):
-    pair = read("pairs", PAIR_ROWS["plain"] | said)
+def test_soft_labels_ties_and_margins(label, preference, margin):
+    pair = read("pairs", PAIR_ROWS["plain"] | label)
     assert (pair.preference, pair.margin) == (preference, margin)
 
 
@@ -80,8 +80,8 @@ def test_rankings_with_ties(order, ranks):
 def test_a_ranking_is_pairs_that_share_its_weight():
     row = {"prompt": [ASK], "responses": ["worst", "best", "second", "also second"], "ranks": [4, 1, 2, 2]} | LABEL
     pairs = read("pairs", row)
-    said = [(p.chosen[0]["content"], p.rejected[0]["content"], p.preference) for p in pairs]
-    assert sorted(said) == [
+    choices = [(p.chosen[0]["content"], p.rejected[0]["content"], p.preference) for p in pairs]
+    assert sorted(choices) == [
         ("also second", "worst", 1.0), ("best", "also second", 1.0), ("best", "second", 1.0), ("best", "worst", 1.0),
         ("second", "also second", 0.5), ("second", "worst", 1.0),
     ]  # fmt: skip

@@ -103,7 +103,7 @@ def test_a_prompt_is_a_prefix_whatever_is_said(tokenizer, template, exchanges):
     """Also if an answer begins with a line break that would be one token together with the line break before it."""
     tokenizer.chat_template = template
     roles = ("user", "assistant")
-    messages = [{"role": roles[i], "content": said[i]} for said in exchanges for i in (0, 1)]
+    messages = [{"role": roles[i], "content": exchange[i]} for exchange in exchanges for i in (0, 1)]
     dialogue = encode_dialogue(tokenizer, messages)
     for turns in range(1, len(messages), 2):
         prompt = encode_prompt(tokenizer, messages[:turns]).tolist()

@@ -56,13 +56,13 @@ class Service:
                     service.requests.append(request)
                     service._busy += 1
                     service.busiest = max(service.busiest, service._busy)
-                said = answer(request)
-                said.before()
+                reply = answer(request)
+                reply.before()
                 with service._lock:
                     service._busy -= 1
-                content = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()
-                self.send_response(said.status)
-                for name, value in {**said.headers, "Content-Length": str(len(content))}.items():
+                content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                self.send_response(reply.status)
+                for name, value in {**reply.headers, "Content-Length": str(len(content))}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)

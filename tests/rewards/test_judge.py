@@ -139,7 +139,7 @@ def test_a_response_cannot_leave_its_quotation(served_worker, answers):
 @given(st.lists(st.sampled_from("abc"), max_size=14), st.one_of(st.none(), st.integers(2, 8)))
 def test_comparison_pairs(prompts, opponents):
     pairs = comparison_pairs(prompts, opponents)
-    assert len({frozenset(pair) for pair in pairs}) == len(pairs), "nobody meets the same twice, or itself"
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs), "no response meets another one twice, or itself"
     assert all(prompts[i] == prompts[j] and i != j for i, j in pairs)
     for index, prompt in enumerate(prompts):
         met, others = sum(index in pair for pair in pairs), prompts.count(prompt) - 1

@@ -53,8 +53,8 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
 def test_any_change_of_the_question_asks_again(served_worker, answers, change):
-    said = completion('{"reasoning": "", "verdict": "A"}')
-    with serve(lambda request: Answer(said)) as service:
+    reply = completion('{"reasoning": "", "verdict": "A"}')
+    with serve(lambda request: Answer(reply)) as service:
         served_worker("judges", {"url": service.url}).score(answers("1", "Yes.", "No."))
         before = len(service.requests)
         served_worker("judges", {"url": service.url, "readings": 1} | change).score(answers("1", "Yes.", "No."))

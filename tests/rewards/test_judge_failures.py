@@ -31,9 +31,9 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize(("said", "reason"), UNREADABLE.values(), ids=UNREADABLE)
-def test_unreadable_answers_are_errors_after_the_last_reading(served_worker, answers, said, reason):
-    with serve(lambda request: Answer(said)) as service:
+@pytest.mark.parametrize(("reply", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_unreadable_answers_are_errors_after_the_last_reading(served_worker, answers, reply, reason):
+    with serve(lambda request: Answer(reply)) as service:
         worker = served_worker("judges", {"url": service.url, "readings": 2})
         scores = worker.score(answers("1", "Yes.", "No."))
         usage = worker.usage()["judge"]
@@ -72,8 +72,8 @@ def test_the_judge_is_told_what_was_wrong_and_can_correct_it(served_worker, answ
     def second_thought(request: Request) -> Answer:
         if len(request.body["messages"]) == 1:
             return Answer(completion("B!"))
-        _, said, remark = request.body["messages"]
-        assert said == {"role": "assistant", "content": "B!"} and "cannot be read" in remark["content"]
+        _, reply, remark = request.body["messages"]
+        assert reply == {"role": "assistant", "content": "B!"} and "cannot be read" in remark["content"]
         return Answer(mark(10))
 
     with serve(second_thought) as service:
@@ -168,7 +168,7 @@ def test_retry_after_holds_back_all_requests(served_worker, answers):
     with serve(busy_once) as service:
         worker = served_worker("judges", {"url": service.url, "mode": "pointwise", "concurrency": 1})
         assert all(isinstance(score, Score) for score in worker.score(answers("1", "a", "b", "c")))
-    assert times[1] - times[0] >= 1.0 and LONGEST_WAIT_S >= 1.0, "nobody asks meanwhile"
+    assert times[1] - times[0] >= 1.0 and LONGEST_WAIT_S >= 1.0, "no request is sent meanwhile"
 
 
 def test_metadata_that_json_cannot_hold(served_worker, answers):
@@ -192,9 +192,9 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("said", SCORES.values(), ids=SCORES)
-def test_invalid_scores_are_errors(served_worker, answers, said):
-    with serve(lambda request: Answer(said)) as service:
+@pytest.mark.parametrize("reply", SCORES.values(), ids=SCORES)
+def test_invalid_scores_are_errors(served_worker, answers, reply):
+    with serve(lambda request: Answer(reply)) as service:
         worker = served_worker("http", {"name": "far", "url": service.url, "readings": 2})
         scores = worker.score(answers("1", "Yes.", "No."))
     assert all(isinstance(score, RewardError) and "no readable answer in 2" in str(score) for score in scores)
