@@ -1,6 +1,6 @@
 """The manifests in cluster/kuberay against KubeRay's own CRDs, read as strictly as `kubectl apply --validate=strict` reads them.
 
-The CRDs are in a folder next to the repository that only some machines have. Elsewhere only `test_manifests.py` checks the manifests.
+The CRDs are next to the repository, on some machines only; elsewhere only `test_manifests.py` checks the manifests.
 """
 
 from __future__ import annotations
