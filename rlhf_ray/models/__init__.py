@@ -1,1 +1,1 @@
-"""Models as the roles see them: token log-probabilities, token values, sequence scores."""
+"""Models as the roles use them: token log-probabilities, token values, sequence scores."""

@@ -1,8 +1,8 @@
 """Thin modules over Hugging Face models that compute only what a loss reads.
 
-Invariants: attention is causal, and sequences are padded on the right or packed and kept apart (`models.packing`), so no mask is
-passed and neither padding nor neighbours can change a real token; logits and values exist only at target positions, never for
-prompts or padding; dropout is off (`model.eval()` behaviour is forced by zeroing the config's dropouts at loading).
+Invariants: attention is causal, and sequences are padded on the right or packed with separate attention (`models.packing`), so no
+mask is passed, and neither padding nor other sequences change a real token; logits and values are computed at target positions
+only, never for prompts or padding; dropout is off (loading sets the config's dropouts to 0).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class TokenLogprobs(nn.Module):
     def forward(
         self, batch: ModelInput, entropy: bool = False, teacher_logits: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, ...]:
-        """float32 [m] log-probabilities in nats, at `temperature`, and, if asked, float32 [m] entropies.
+        """Log-probabilities of the targets at `temperature`, and their entropies if requested: float32 [m], in nats.
 
-        With a teacher's logits [m, V'] also float32 [m], the KL of each target's distribution from the teacher's, at the
-        same temperature.
+        With a teacher's logits [m, V'] the third result is the KL of each target's distribution from the teacher's, at the same
+        temperature: float32 [m].
         """
         logits = _target_logits(self.model, batch)
         result = token_logprobs_and_entropy(logits, batch.targets, self.temperature, with_entropy=entropy)
@@ -51,7 +51,7 @@ class TargetLogits(nn.Module):
         _check_logits(model)
 
     def forward(self, batch: ModelInput) -> torch.Tensor:
-        """Of the model's type, before any temperature."""
+        """Logits [m, V] in the model's dtype, before the temperature is applied."""
         return _target_logits(self.model, batch)
 
 
@@ -63,19 +63,19 @@ class TokenValues(nn.Module):
         self.model = model
 
     def forward(self, batch: ModelInput) -> torch.Tensor:
-        """float32 [m]."""
+        """Values: float32 [m]."""
         return self.model.score(_states(self.model, batch)[batch.positions]).squeeze(-1).float()
 
 
 class SequenceScores(nn.Module):
-    """The same head, of one or several rows, read at the last token of each sequence: a reward model."""
+    """A reward model: a head of one or several rows, read at the last token of each sequence."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: ModelInput) -> torch.Tensor:
-        """float32 [b, rows of the head], as trained; normalisation is the caller's."""
+        """Scores, not normalised: float32 [b, rows of the head]."""
         return self.model.score(_states(self.model, batch)[batch.last]).float()
 
 
@@ -83,8 +83,8 @@ def _check_logits(model: nn.Module) -> None:
     transformed = [name for name in _LOGIT_TRANSFORMS if getattr(model.config, name, None) not in (None, 1.0)]
     if transformed:
         raise ValueError(
-            f"model type {model.config.model_type!r} transforms its logits ({', '.join(transformed)}), which the "
-            "learners do not reproduce; use a model without it (Llama, Qwen, Mistral, …)"
+            f"model type {model.config.model_type!r} transforms its logits ({', '.join(transformed)}), which the learners do not "
+            "support; use a model that does not (Llama, Qwen, Mistral, …)"
         )
 
 

@@ -1,7 +1,7 @@
-"""Hugging Face folders in and out: safetensors only, no remote code, dropout off.
+"""Loads and saves Hugging Face folders: safetensors only, no remote code, no dropout.
 
-A reward or value model is an ordinary `AutoModelForSequenceClassification` folder; what a reward model's labels mean and its
-normalisation are part of its `config.json` (`RewardHeads`).
+A reward or value model is an ordinary `AutoModelForSequenceClassification` folder. The `config.json` of a reward model holds the
+meaning of its labels and its normalisation (`RewardHeads`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class NotAModel(InputError, ValueError):
-    """A path that should hold a Hugging Face model does not."""
+    """A path does not hold a usable Hugging Face model."""
 
 
 def check_model_folder(path: str | Path, what: str) -> None:
-    """Refuse what is no model folder before anything starts.
+    """Check that a path is a model folder.
 
     Raises:
-        NotAModel: naming the folder, `what` needs it, and what is missing.
+        NotAModel: naming the folder, the config key `what`, and what is missing.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -56,17 +56,17 @@ def check_model_folder(path: str | Path, what: str) -> None:
 
 
 def is_hub_name(path: str) -> bool:
-    """`organisation/model`: one slash, nothing that looks like a path, and no such folder."""
+    """Whether a path is a name such as `organisation/model`: one slash, not written as a path, and no such folder exists."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
 
 
 def local_folder(path: str) -> str:
-    """The folder itself, or that of a hub model, downloaded first (safetensors and text files only).
+    """The absolute path of a folder, or of a hub model, which is downloaded first (safetensors and text files only).
 
-    Actors run offline, so this happens once, in the driver.
+    Actors run offline, so the driver downloads models once.
 
     Raises:
-        NotAModel: neither a folder nor to be had from a hub.
+        NotAModel: the path is not a folder, and the hub model cannot be downloaded.
     """
     if not is_hub_name(path):
         return str(Path(path).expanduser().absolute())
@@ -74,39 +74,39 @@ def local_folder(path: str) -> str:
         return snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])
     except (OSError, HfHubHTTPError) as error:
         raise NotAModel(
-            f"{path!r} is no folder here, and as the name of a hub model it cannot be fetched: {error}"
+            f"{path!r} is not a folder on this machine, and it cannot be downloaded as a hub model: {error}"
         ) from error
 
 
 def check_same_tokenizer(path: str, other: str, what: str) -> None:
-    """Refuse models that would read each other's token ids as something else.
+    """Check that two models have the same vocabulary, so that token ids mean the same to both.
 
     Raises:
-        NotAModel: naming both.
+        NotAModel: naming both models.
     """
     if load_tokenizer(path).get_vocab() != load_tokenizer(other).get_vocab():
         raise NotAModel(
-            f"{what}: the tokenizer of {path!r} is not that of the policy, {other!r}; token ids would not match"
+            f"{what}: the tokenizer of {path!r} differs from that of the policy, {other!r}; token ids would not match"
         )
 
 
 def check_reward_model(path: str, reading: str | None) -> None:
-    """Refuse a folder that has no reward, or not the one that is to be read of it.
+    """Check that a folder is a reward model with the reading (see `RewardHeads`).
 
     Raises:
-        RewardModelMismatch: naming the folder, and what it has.
+        RewardModelMismatch: naming the folder and what it holds.
     """
     config = _config(path)
     if not _has_head(config):
         raise RewardModelMismatch(
-            f"{path!r} holds a {', '.join(config.architectures or ['model without a name'])}, which has no reward; a reward "
-            "model is a sequence-classification folder"
+            f"{path!r} holds a {', '.join(config.architectures or ['model of unknown type'])}, which has no reward head; a "
+            "reward model is a sequence-classification folder"
         )
     RewardHeads.read(config).coefficients(reading)
 
 
 def context_of(folder: str) -> int:
-    """Most tokens that the folder's model reads."""
+    """The maximum number of tokens that the folder's model reads."""
     return int(_config(folder).max_position_embeddings)
 
 
@@ -114,7 +114,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer.
 
     Raises:
-        NotAModel: it has no chat template, or no end-of-sequence token.
+        NotAModel: the tokenizer has no chat template or no end-of-sequence token.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     if tokenizer.chat_template is None:
@@ -125,7 +125,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(path: str | Path, dtype: Dtype = "fp32", attention: str = "sdpa") -> nn.Module:
-    """The folder's language model, in training shape (no cache, no dropout)."""
+    """The folder's language model, ready for training (no cache, no dropout)."""
     model = AutoModelForCausalLM.from_pretrained(str(path), config=_config(path), **_options(dtype, attention))
     return use_onednn(model)
 
@@ -135,12 +135,12 @@ def load_scalar_model(
 ) -> nn.Module:
     """The folder's backbone with one scalar output per token.
 
-    The rows of a reward model are joined into the reward of `reading` (see `RewardHeads`), its normalisation with them, but
-    not applied. A folder that has no such head
-    (a language model) gets one with std 1/√(d+1) (algorithms 1.11, Stiennon et al. 2020).
+    The rows of a reward model are combined to the reward of `reading` (see `RewardHeads`). Its normalisation stays in the config
+    and is not applied. A folder without a head (a language model) gets a new one with std 1/√(d+1) (algorithms 1.11, Stiennon
+    et al. 2020).
 
     Raises:
-        RewardModelMismatch: a reward model that has no such reading.
+        RewardModelMismatch: the reward model has no such reading.
     """
     model, stored = _load_classifier(path, dtype, attention)
     if stored is None:
@@ -152,18 +152,18 @@ def load_scalar_model(
 def load_reward_model(
     path: str | Path, heads: RewardHeads, dtype: Dtype = "fp32", attention: str = "sdpa", seed: int = 0
 ) -> nn.Module:
-    """The folder's backbone with the rows of `heads`, to be trained.
+    """The folder's backbone with the rows of `heads`, ready for training.
 
-    Rows that the folder has are kept, by their names. New aspects are small, std 0.01/√(d+1): a hundredth of the usual, so
-    that the rewards of the first step hardly differ, whatever the seed, and its loss is log 2: the usual std costs 0.85 on
-    hh-rlhf, where the first steps unlearn the difference. What a new group adds is zero.
+    Rows of the folder with the same names are kept. New aspects have std 0.01/√(d+1), a hundredth of the usual, so the first
+    rewards hardly differ and the first loss is log 2. (The usual std costs 0.85 on hh-rlhf, and the first steps unlearn noise.)
+    The rows of new groups are zero.
     """
     model, stored = _load_classifier(path, dtype, attention)
     rows = 0.01 * _fresh_rows(model, len(heads), seed)
     rows[len(heads.weights) :] = 0.0
     if stored is not None:
         known = dict(zip(stored[0].names, stored[1], strict=True))
-        if len(stored[0].weights) == len(heads.weights) == 1:  # the one aspect may be called anything
+        if len(stored[0].weights) == len(heads.weights) == 1:  # a single aspect may have any name
             known[heads.names[0]] = stored[1][0]
         for row, name in enumerate(heads.names):
             rows[row] = known.get(name, rows[row])
@@ -173,7 +173,7 @@ def load_reward_model(
 def _load_classifier(
     path: str | Path, dtype: Dtype, attention: str
 ) -> tuple[nn.Module, tuple[RewardHeads, torch.Tensor] | None]:
-    """The model and, where the folder has a head, what its rows mean and float32 [rows, d] of them."""
+    """The model and, if the folder has a head, the meaning of its rows and their weights, float32 [rows, d]."""
     import deepspeed
 
     config = _config(path)
@@ -193,13 +193,13 @@ def _has_head(config: PreTrainedConfig) -> bool:
 
 
 def _fresh_rows(model: nn.Module, count: int, seed: int) -> torch.Tensor:
-    """float32 [count, d] with std 1/√(d+1)."""
+    """Random rows with std 1/√(d+1): float32 [count, d]."""
     width = model.score.in_features
     return torch.randn((count, width), generator=torch.Generator().manual_seed(seed)) / math.sqrt(width + 1)
 
 
 def _with_head(model: nn.Module, rows: torch.Tensor) -> nn.Module:
-    """The model with a new head, float32 [rows, d]; where DeepSpeed shards the model, it will take this in as well."""
+    """The model with a new head, float32 [rows, d]. Under ZeRO 3 DeepSpeed shards the new head later, like the model."""
     count, width = rows.shape
     weight = model.score.weight
     head = nn.Linear(width, count, bias=False, device=weight.device, dtype=weight.dtype)
@@ -230,7 +230,7 @@ def _options(dtype: Dtype, attention: str) -> dict[str, object]:
 
 
 ADAPTER = "adapter"
-"""Where, in the folder of a model that was trained by adapters, these are by themselves, as `peft` writes them."""
+"""Subfolder for the adapters alone, in `peft`'s format, in the folder of a model that was trained with adapters."""
 
 
 def save_pretrained(
@@ -240,13 +240,13 @@ def save_pretrained(
     tokenizer_from: str | Path,
     adapters: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Configuration, safetensors, generation settings and tokenizer, in `folder`, replacing what is there.
+    """Write configuration, safetensors, generation settings and tokenizer to `folder`, replacing it.
 
     Args:
         model: the architecture; its own (perhaps sharded) parameters are not read.
         weights: Hugging Face name to full CPU tensor. Tied weights appear once.
-        tokenizer_from: folder whose tokenizer and chat template go along.
-        adapters: name to full CPU tensor, where the weights hold them merged; they are written to `adapter`, too.
+        tokenizer_from: the folder whose tokenizer and chat template are copied.
+        adapters: name to full CPU tensor of the adapters that are merged into the weights; also written to `adapter`.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -258,7 +258,7 @@ def save_pretrained(
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Rename `temporary` to `folder`; an existing one steps aside first and is removed after."""
+    """Rename `temporary` to `folder`. An existing folder is renamed first and removed afterwards."""
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
     if folder.exists():
         folder.rename(old)

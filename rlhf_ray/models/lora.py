@@ -1,7 +1,7 @@
-"""Low-rank adapters on a Hugging Face model, by `peft`, without a wrapper: the model keeps its class and its interface.
+"""Low-rank adapters on a Hugging Face model, from `peft`, without a wrapper: the model keeps its class and its interface.
 
-Invariants: only adapters have gradients; before the first step the model computes what it did without them; names and shapes of
-`weights_of` are those of the model's own folder, with or without adapters, so whoever reads weights need not know of them.
+Invariants: only adapters have gradients; before the first step the model's outputs are unchanged; `weights_of` gives the names
+and shapes of the model's own folder, with and without adapters, so code that reads weights need not handle adapters.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 
 _ADAPTER = "default"
 _PEFT_PREFIX = "base_model.model."
-"""What `peft` and vLLM put before the names in an adapter's folder."""
+"""The prefix of the names in an adapter folder of `peft` and vLLM."""
 
 
 class NotAdaptable(InputError, ValueError):
-    """A model has no such linear layers."""
+    """A model does not have the linear layers that adapters are configured for."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor that is read of a model, and what it is made of."""
+    """A tensor of a model's folder, and the parameters that it is computed from."""
 
     name: str
     shape: tuple[int, ...]
     parameters: tuple[nn.Parameter, ...]
-    """To be whole (gathered, where they are sharded) while `value` is called."""
+    """These must be gathered, if they are sharded, while `value` is called."""
     value: Callable[[], Tensor]
-    """Without gradient; perhaps the parameter itself."""
+    """Computes the tensor, without gradients. It may be the parameter itself."""
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
-    """Put adapters beside the model's linear layers, in place, and freeze everything else.
+    """Add adapters to the model's linear layers, in place, and freeze everything else.
 
     Args:
-        seed: of A, which is random; the same on all ranks.
+        seed: the seed of A, which is random; the same on all ranks.
 
     Raises:
-        NotAdaptable: a target is no linear layer of the backbone.
+        NotAdaptable: a target is not a linear layer of the backbone.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
@@ -74,13 +74,13 @@ def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `add_adapters` was here."""
+    """Whether the model has adapters of `add_adapters`."""
     return getattr(model, "peft_config", None) is not None
 
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """The model that training started from: adapters count zero times. The same layers run, as sharding expects."""
+    """Scale the adapters to 0 until the block ends, which gives the base model. Sharding needs all layers to run."""
     layers = _adapted(model).values()
     for layer in layers:
         layer.set_scale(_ADAPTER, 0.0)
@@ -92,7 +92,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def weights_of(model: nn.Module) -> list[Weight]:
-    """Every tensor of the model's Hugging Face folder; W + alpha/rank · B·A in the place of an adapted W."""
+    """Every tensor of the model's Hugging Face folder. An adapted W is replaced by W + alpha/rank · B·A."""
     layers = _adapted(model) if has_adapters(model) else {}
     merged = {f"{path}.base_layer.weight": (path, layer) for path, layer in layers.items()}
     adapters = {id(p) for layer in layers.values() for p in _factors(layer)}
@@ -108,7 +108,7 @@ def weights_of(model: nn.Module) -> list[Weight]:
 
 
 def adapter_weights(model: nn.Module) -> list[Weight]:
-    """A and B of every adapted layer, by the names that they have in an adapter's folder."""
+    """A and B of every adapted layer, with the names of an adapter folder."""
     return [
         _plain(f"{_PEFT_PREFIX}{path}.lora_{letter}.weight", factor)
         for path, layer in _adapted(model).items()
@@ -117,10 +117,10 @@ def adapter_weights(model: nn.Module) -> list[Weight]:
 
 
 def save_adapter(model: nn.Module, tensors: dict[str, Tensor], folder: Path, base: str) -> None:
-    """Write a folder that `peft.PeftModel.from_pretrained` and vLLM load.
+    """Write an adapter folder that `peft.PeftModel.from_pretrained` and vLLM can load.
 
     Args:
-        tensors: those of `adapter_weights`, whole, on the CPU.
+        tensors: the whole tensors of `adapter_weights`, on the CPU.
         base: the folder that the model was loaded from.
     """
     folder.mkdir(parents=True)
@@ -153,12 +153,12 @@ def _plain(name: str, parameter: nn.Parameter) -> Weight:
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter; a ZeRO-3 shard is flat."""
+    """The shape of the whole parameter. (A ZeRO-3 shard is flat.)"""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _without_aliases(model: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
-    """Leave a tied output layer out: DeepSpeed, which leaves frozen weights out of checkpoints, knows only its first name."""
+    """Remove the second name of a tied output layer: DeepSpeed excludes frozen weights from checkpoints by their first name."""
     first_names = {name for name, _ in model.named_parameters()}
     for name, _ in model.named_parameters(remove_duplicate=False):
         if name not in first_names:
@@ -166,7 +166,7 @@ def _without_aliases(model: nn.Module, state: dict[str, Tensor], prefix: str, _:
 
 
 def _check_targets(model: nn.Module, targets: list[str]) -> None:
-    """Heads and embeddings, which may be one tensor, are left alone."""
+    """Check that the targets exist. Heads and embeddings, which may be tied, are not allowed."""
     output = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output and n != "score"]
     unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]

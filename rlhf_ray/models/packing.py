@@ -1,9 +1,10 @@
-"""Several sequences in one row of a model, kept apart: nothing but attention knows that they share it.
+"""Packs several sequences into one row of a model. Only attention has to keep them apart.
 
-With `sdpa` attention runs over one sequence after another, which costs Σ length² as it should and not (Σ length)², by PyTorch's
-causal kernels; everything else runs once over all tokens. `flash_attention_2` takes the boundaries itself (its
-variable-length kernels). Invariants: a packed model gives what it gives with padding, and is made to show it before it is
-used; attention that is not told the boundaries raises instead of looking across them.
+With `sdpa`, attention runs over one sequence after another with PyTorch's causal kernels, which costs Σ length² and not
+(Σ length)²; everything else runs once over all tokens. `flash_attention_2` has variable-length kernels for packed sequences.
+
+Invariants: a packed model gives the same results as with padding, which is checked before it is used; attention without the
+sequence boundaries raises an error.
 """
 
 from __future__ import annotations
@@ -21,32 +22,30 @@ from rlhf_ray.batch import Batch, ModelInput, pack, pad
 from rlhf_ray.errors import InputError
 
 SDPA = "packed_sdpa"
-"""How this attention is called in transformers. It has no mask function there, so models pass none."""
+"""The name of this attention in transformers. It has no mask function there, so models pass no mask."""
 _LAYERS = {"full_attention", "sliding_attention"}
-"""Kinds of layers that cannot mix the sequences of a row."""
+"""Types of layers that do not mix the sequences of a row."""
 
 
 class NotPackable(InputError, ValueError):
-    """A model cannot keep sequences in one row apart."""
+    """A model would mix the sequences of a row."""
 
 
 def enable_packing(model: nn.Module, forward: Callable[[ModelInput], Any], exact: bool) -> None:
-    """Let a Hugging Face model, loaded with `sdpa` or `flash_attention_2`, read packed input; then look at whether it does.
+    """Let a Hugging Face model, loaded with `sdpa` or `flash_attention_2`, read packed input, and check its results.
 
     Args:
-        model: of the forward passes below.
-        forward: the model in whatever wraps it; gives results for the targets (the first, of several). Collective where the
+        model: the Hugging Face model.
+        forward: the model with its wrappers; returns results for the targets, or a tuple that starts with them. Collective if the
             model is sharded.
-        exact: it computes in float32, so that results agree to 1e-3 of their spread; else to a tenth.
+        exact: the model computes in float32, so results must agree to 1e-3 of their std; otherwise to 0.1.
 
     Raises:
-        NotPackable: a layer looks across the boundaries.
+        NotPackable: a layer mixes the sequences.
     """
     kinds = set(getattr(model.config, "layer_types", None) or ()) - _LAYERS
     if kinds:
-        raise NotPackable(
-            _refusal(model, f"has {', '.join(sorted(kinds))} layers, which would mix the sequences of a row")
-        )
+        raise NotPackable(_refusal(model, f"has {', '.join(sorted(kinds))} layers, which mix the sequences of a row"))
     example = _example(model.config.get_text_config().vocab_size)
     with torch.no_grad():
         padded = _first(forward(pad(example, model.device)))
@@ -54,7 +53,7 @@ def enable_packing(model: nn.Module, forward: Callable[[ModelInput], Any], exact
             model.set_attn_implementation(SDPA)
         packed = _first(forward(pack(example, model.device)))
     allowed = (1e-3 if exact else 0.1) * float(padded.nan_to_num().std())
-    # Weights that are NaN are somebody else's to find.
+    # NaN weights are not reported here.
     if not torch.allclose(packed, padded, rtol=0.0, atol=allowed, equal_nan=True):
         difference = float((packed - padded).abs().max())
         raise NotPackable(
@@ -63,7 +62,7 @@ def enable_packing(model: nn.Module, forward: Callable[[ModelInput], Any], exact
 
 
 def boundaries(model: nn.Module, batch: ModelInput) -> dict[str, Any]:
-    """What the model's attention must be told of packed sequences; nothing of padded ones."""
+    """The arguments that tell the model's attention the boundaries of packed sequences; none for padded ones."""
     if batch.packed_lengths is None:
         return {}
     if model.config._attn_implementation == SDPA:
@@ -86,21 +85,21 @@ def packed_attention(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each of the sequences of a row; transformers' interface.
+    """Causal attention within each sequence of a row, with the interface of transformers.
 
     Args:
         query: [1, heads, N, d]; `key` and `value` [1, key/value heads, N, d].
-        packed_lengths: tokens of each sequence, N together.
-        sliding_window: how many tokens back, itself included, a token looks; None: to the beginning.
+        packed_lengths: the tokens of each sequence; their sum is N.
+        sliding_window: the number of tokens that a token attends to, itself included; None for all earlier ones.
 
     Returns:
         [1, N, heads, d].
 
     Raises:
-        NotPackable: the model did not pass the lengths on.
+        NotPackable: the model did not pass on the lengths.
     """
     if packed_lengths is None:
-        raise NotPackable(_refusal(module, "does not tell its attention where sequences end"))
+        raise NotPackable(_refusal(module, "does not pass the lengths of sequences to its attention"))
     parts = zip(*(states.split(packed_lengths, dim=2) for states in (query, key, value)), strict=True)
     results = [sdpa_attention_forward(module, *qkv, _window(qkv[0], sliding_window), **settings)[0] for qkv in parts]
     return torch.cat(results, dim=1), None
@@ -110,7 +109,7 @@ AttentionInterface.register(SDPA, packed_attention)
 
 
 def _window(query: Tensor, window: int | None) -> Tensor | None:
-    """bool [T, T], where a token may look; None: wherever causality lets it."""
+    """The attention mask, bool [T, T]; None if causal attention needs no mask."""
     length = query.shape[2]
     if window is None or length <= window:
         return None

@@ -1,9 +1,8 @@
-"""Builds a tiny language model from nothing: a trained byte-level BPE tokenizer and random weights, as an ordinary
-Hugging Face folder.
+"""Builds a tiny language model: a trained byte-level BPE tokenizer and random weights, as an ordinary Hugging Face folder.
 
-With it the real engines run on a laptop. Invariants: the same arguments give the same files; the folder is complete
-when it appears; pad and end-of-turn are different tokens, and end-of-turn is the end of sequence; the tokenizer that
-`AutoTokenizer` loads is the one that was trained.
+With it the real engines run on a laptop. Invariants: the same arguments give the same files; the folder is complete when it
+appears; padding and end of turn are different tokens, and the end of turn is the end of the sequence; `AutoTokenizer` loads
+exactly the trained tokenizer.
 """
 
 from __future__ import annotations
@@ -44,9 +43,8 @@ CHAT_TEMPLATE = (
 """ChatML, with the assistant's tokens marked for the loss."""
 
 _PIECES: dict[Architecture, str] = {"llama": r" ?\p{L}+| ?\d{1,3}| ?[^\s\p{L}\d]+|\s+", "qwen2": PRETOKENIZE_REGEX}
-"""What BPE never merges across: words, numbers of up to three digits, punctuation. `AutoTokenizer` replaces the pattern
-of whatever calls itself Qwen2 by Qwen2's own, where each digit is a piece: that one is trained with it, or loading
-would change it."""
+"""The pieces across which BPE never merges: words, numbers of up to three digits, punctuation. For Qwen2, `AutoTokenizer` always
+uses Qwen2's own pattern, in which each digit is a piece, so the tokenizer is trained with it."""
 
 _MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
 
@@ -54,9 +52,9 @@ _MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, max_positions: int, architecture: Architecture = "llama"
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with a chat template; any text (in normal form C) is decoded back as it was.
+    """Train a byte-level BPE tokenizer with a chat template. Any text (in normal form C) survives encoding and decoding.
 
-    Raises ValueError where `vocab_size` cannot hold the bytes and the special tokens.
+    Raises ValueError if `vocab_size` is too small for the bytes and the special tokens.
     """
     specials = [PAD, TURN_START, TURN_END]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -77,7 +75,7 @@ def train_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=specials, initial_alphabet=sorted(alphabet), show_progress=False
     )
-    # Roles stand in every prompt: as whole words they cost one token.
+    # Roles are in every prompt. As whole words they cost one token.
     tokenizer.train_from_iterator([*texts, *["system\n", "user\n", "assistant\n"] * 1000], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -104,12 +102,10 @@ def build_tiny_model(
     max_positions: int = 512,
     seed: int = 0,
 ) -> int:
-    """Writes a randomly initialised causal model (fp32, tied embeddings) and its tokenizer; returns the number of
-    parameters.
+    """Write a randomly initialised causal model (fp32, tied embeddings) and its tokenizer; returns the number of parameters.
 
-    `texts` train the tokenizer; the vocabulary has `vocab_size` entries at most. `intermediate_size` is 3 x
-    `hidden_size` by default. Raises FileExistsError where `folder` exists, ValueError where sizes do not fit one
-    another.
+    `texts` train the tokenizer, whose vocabulary has at most `vocab_size` entries. `intermediate_size` is 3 x `hidden_size` by
+    default. Raises FileExistsError if `folder` exists, ValueError if the sizes do not fit together.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists: a new model needs a new folder")
@@ -137,7 +133,7 @@ def build_tiny_model(
         eos_token_id=tokenizer.eos_token_id,
         dtype="float32",
     )
-    # The caller's random stream is none of our business.
+    # The caller's random state must not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make_model(config)

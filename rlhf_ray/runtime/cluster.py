@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joined, or started on this machine and ended with the run."""
+"""Connects to the Ray cluster of a run: an existing one, or a private one that is started and ended with the run."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class NotAttached(InputError, ConnectionError):
-    """The cluster does not let this process in."""
+    """The cluster refused this process."""
 
 
 @contextmanager
 def connect(config: ClusterConfig, run: str) -> Iterator[None]:
-    """Connect to the configured cluster; Ray's log lines of the actors come along.
+    """Connect to the configured cluster until the block ends.
 
-    Runs share a cluster without seeing each other's actors: each has a namespace of its name. A process that is connected already
-    (a test) keeps its connection.
+    Each run has a Ray namespace with its name, so runs on one cluster do not see each other's actors. A process that is connected
+    already (in a test) keeps its connection.
 
     Raises:
         AddressRefused, NotAttached: as `attach`.
@@ -51,8 +51,8 @@ def connect(config: ClusterConfig, run: str) -> Iterator[None]:
     if config.address is None:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=local_runtime_env())
     else:
-        # Nodes need the libraries; this package travels with the run, so that both sides have the same version. A submitted job
-        # has it in its working directory.
+        # The nodes have the libraries installed. This package is sent to them, so that driver and actors have the same version. A
+        # submitted job has it in its working directory.
         runtime_env = {} if JOB in os.environ else {"py_modules": [rlhf_ray]}
         attach(config.address, namespace=run, runtime_env=runtime_env)
     try:
@@ -62,17 +62,18 @@ def connect(config: ClusterConfig, run: str) -> Iterator[None]:
 
 
 def attach(address: str, **options: Any) -> None:
-    """Make this process a driver of a cluster: `auto` (that of RAY_ADDRESS, else that of this machine), `HOST:PORT` or `ray://HOST:PORT`.
+    """Make this process a driver of the cluster at an address.
 
     Args:
-        options: of `ray.init`.
+        address: `auto` (the cluster of RAY_ADDRESS, else that of this machine), `HOST:PORT` or `ray://HOST:PORT`.
+        options: passed to `ray.init`.
 
     Raises:
-        AddressRefused: it is none of these, nobody answers there, or `auto` finds no cluster.
-        NotAttached: it does not let this process in, or ends meanwhile.
+        AddressRefused: the address is invalid, nothing answers there, or `auto` finds no cluster.
+        NotAttached: the cluster refuses this process, or ends meanwhile.
     """
     named = os.environ.get(RAY_ADDRESS, "").strip()
-    # A jobs API, as `rlhf-ray submit` wants it; Ray would take it for the cluster.
+    # An address of the jobs API, which `rlhf-ray submit` uses. Ray would take it for the address of the cluster.
     hidden = address == AUTO and is_url(named)
     hint = f"; {RAY_ADDRESS}={named} is the jobs API, and this command attaches to the cluster itself" if hidden else ""
     allowed = f"{CLUSTER_ALLOWED}{hint}"
@@ -81,29 +82,29 @@ def attach(address: str, **options: Any) -> None:
         try:
             ray.init(address=address, **options)
         except AuthenticationError as error:
-            said = str(error).strip().splitlines()[0]
-            raise NotAttached(f"{address}: {said}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH") from error
+            reason = str(error).strip().splitlines()[0]
+            raise NotAttached(f"{address}: {reason}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH") from error
         except (ConnectionError, RpcError) as error:
             raise NotAttached(f"{address}: {error}; {allowed}") from error
 
 
 def _check(address: str, allowed: str) -> None:
-    """Whether Ray can be asked to attach.
+    """Check an address before Ray tries to attach.
 
     Raises:
-        AddressRefused: no address of a cluster, or nobody answers there.
+        AddressRefused: it is not the address of a cluster, or nothing answers there.
     """
     named = os.environ.get(RAY_ADDRESS, "").strip() if address == AUTO else ""
     if address == AUTO and named in ("", AUTO):
         check_this_machine(allowed)
         return
     if host_and_port(named or address) is None:
-        whose = f"{RAY_ADDRESS}={named}" if named else repr(address)
-        raise AddressRefused(f"{whose} is no address of a cluster to attach to; {allowed}")
+        shown = f"{RAY_ADDRESS}={named}" if named else repr(address)
+        raise AddressRefused(f"{shown} is not the address of a cluster to attach to; {allowed}")
     check_answers(named or address, allowed)
 
 
 def local_runtime_env() -> dict[str, str]:
-    """What worker processes on this machine need: Ray starts them by a shell and does not quote the interpreter's path."""
+    """The runtime environment of this machine's worker processes. Ray starts them in a shell, without quoting the interpreter."""
     quoted = shlex.quote(sys.executable)
     return {} if quoted == sys.executable else {"py_executable": quoted}

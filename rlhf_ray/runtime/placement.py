@@ -1,7 +1,7 @@
-"""Where actors run: one Ray placement group for a run, from the roles' sizes.
+"""Places the actors of a run in one Ray placement group.
 
-Invariants: all actors of a run are placed together or not at all, so a run never starts with half of its roles; roles that are
-colocated share one bundle per index and split what it reserves (fractional GPUs).
+Invariants: all actors are placed together or not at all, so a run never starts with some of its roles; colocated roles share one
+bundle per index and its resources (fractional GPUs).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NotEnoughResources(InputError, RuntimeError):
 
 @dataclass(frozen=True)
 class PlacementPlan:
-    """Bundles to ask for and the bundle of every (role, index)."""
+    """The bundles to reserve, and the bundle of every (role, index)."""
 
     bundles: tuple[dict[str, float], ...]
     slots: Mapping[tuple[str, int], int]
@@ -35,7 +35,7 @@ class PlacementPlan:
 
     @property
     def totals(self) -> dict[str, float]:
-        """Sum of all bundles, by resource."""
+        """The sum of all bundles, by resource."""
         names = sorted({name for bundle in self.bundles for name in bundle})
         return {name: round(sum(b.get(name, 0.0) for b in self.bundles), 6) for name in names}
 
@@ -43,7 +43,7 @@ class PlacementPlan:
 def plan_placement(
     roles: Mapping[str, Workers], colocate: Sequence[Sequence[str]] = (), strategy: Strategy = "PACK"
 ) -> PlacementPlan:
-    """Pure: one bundle per actor; one per index for the roles of each `colocate` group."""
+    """Plan one bundle for each actor; the roles of a `colocate` group share one bundle for each index. Pure."""
     home = {role: group[0] for group in colocate for role in group}
     bundles: list[dict[str, float]] = []
     slots: dict[tuple[str, int], int] = {}
@@ -62,13 +62,13 @@ def plan_placement(
 
 
 def _demand(workers: Workers) -> dict[str, float]:
-    # Ray refuses empty bundles: an actor that asks for nothing still gets a sliver of a CPU.
+    # Ray refuses empty bundles, so an actor without resources reserves a tiny share of a CPU.
     demand = {"CPU": max(workers.cpus, 0.001), "GPU": workers.gpus, **workers.resources}
     return {name: amount for name, amount in demand.items() if amount > 0}
 
 
 class Placement:
-    """A reserved plan. Use as a context manager: leaving it removes the group and kills what still runs in it."""
+    """A reserved plan, as a context manager. Leaving it removes the placement group and kills the actors that still run in it."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Placement:
         timeout_s: float,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Wait for the cluster to make room; `check` is called every second meanwhile, and what it raises ends the waiting."""
+        """Wait until the resources are free. Meanwhile `check` is called every second; its error ends the waiting."""
         self.plan = plan
         self.roles = roles
         self._check_totals()
@@ -102,7 +102,7 @@ class Placement:
         return ready
 
     def options(self, role: str, index: int) -> dict[str, Any]:
-        """Ray actor options of actor `index` of a role: resources, place, environment."""
+        """The Ray options of actor `index` of a role: resources, bundle, environment."""
         workers = self.roles[role]
         return {
             "num_cpus": max(workers.cpus, 0.001),
@@ -115,15 +115,15 @@ class Placement:
         }
 
     def _check_totals(self) -> None:
-        """Compare with what the cluster has at all, to fail at once rather than after a wait."""
+        """Compare the plan with the cluster's total resources, to fail without waiting."""
         have = ray.cluster_resources()
         short = {n: (need, have.get(n, 0.0)) for n, need in self.plan.totals.items() if need > have.get(n, 0.0) + 1e-6}
         if short:
             listing = ", ".join(
-                f"{name}: {need:g} asked for, {got:g} in the cluster" for name, (need, got) in short.items()
+                f"{name}: {need:g} needed, {got:g} in the cluster" for name, (need, got) in short.items()
             )
             raise NotEnoughResources(
-                f"the roles ask for more than the cluster has ({listing}); lower the roles' workers.count, cpus or gpus, "
+                f"the roles need more than the cluster has ({listing}); lower the roles' workers.count, cpus or gpus, "
                 "or join more nodes. `--dry-run` prints each bundle"
             )
 

@@ -1,5 +1,7 @@
 """Stops a run early on SIGTERM, which comes from `rlhf-ray stop` or from a node that is about to be shut down.
 
+`run_coroutine` runs the coroutines that can be stopped.
+
 Invariant: waiting is given up at once and computation is finished; everything learned is in a checkpoint before `RunStopped` is
 raised.
 """

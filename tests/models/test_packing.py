@@ -141,5 +141,5 @@ def test_kinds_of_layers_that_mix_are_refused():
 def test_attention_that_is_not_told_the_boundaries_raises():
     """Not a row of one sequence in silence."""
     _, head = HEADS[torch.float32]["logprobs"]
-    with pytest.raises(NotPackable, match="does not tell its attention where sequences end"):
+    with pytest.raises(NotPackable, match="does not pass the lengths of sequences to its attention"):
         head(pad(ragged([4, 6], 0)))

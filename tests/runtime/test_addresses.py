@@ -59,7 +59,7 @@ def environment(monkeypatch, tmp_path):
 
 @pytest.fixture
 def closed_port() -> int:
-    """Of this machine, with nobody behind it."""
+    """A port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -107,11 +107,11 @@ def test_a_cluster_of_this_machine_that_has_ended_is_not_waited_for(monkeypatch,
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: f"127.0.0.1:{closed_port}")
     with pytest.raises(
-        AddressRefused, match=f":{closed_port}: nobody answers there.*last cluster of this machine.*http://HOST:8265"
+        AddressRefused, match=f":{closed_port}: nothing answers there.*last cluster of this machine.*http://HOST:8265"
     ):
         RayCluster(address)
     with pytest.raises(
-        AddressRefused, match=f":{closed_port}: nobody answers there.*last cluster of this machine.*ray://HOST:10001"
+        AddressRefused, match=f":{closed_port}: nothing answers there.*last cluster of this machine.*ray://HOST:10001"
     ):
         attach("auto")
 
@@ -124,8 +124,8 @@ def test_what_no_driver_can_attach_to_is_refused_with_what_it_could(address):
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_nobody_is_waited_for_where_nobody_answers(closed_port, scheme):
-    with pytest.raises(AddressRefused, match=f"{scheme}127.0.0.1:{closed_port}: nobody answers there"):
+def test_it_does_not_wait_where_nothing_answers(closed_port, scheme):
+    with pytest.raises(AddressRefused, match=f"{scheme}127.0.0.1:{closed_port}: nothing answers there"):
         attach(f"{scheme}127.0.0.1:{closed_port}")
 
 
@@ -139,7 +139,7 @@ def test_auto_passes_over_a_jobs_api_and_says_so_where_there_is_no_cluster(monke
         attach("auto")
     assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:8265"
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    with pytest.raises(AddressRefused, match="RAY_ADDRESS=nonsense is no address"):
+    with pytest.raises(AddressRefused, match="RAY_ADDRESS=nonsense is not the address"):
         attach("auto")
 
 
@@ -163,7 +163,7 @@ def test_variables_come_back_whatever_happens(monkeypatch):
 
 
 def test_names_that_do_not_resolve_are_said():
-    with pytest.raises(AddressRefused, match="no-such-host.invalid:6379: nobody answers there"):
+    with pytest.raises(AddressRefused, match="no-such-host.invalid:6379: nothing answers there"):
         check_answers("no-such-host.invalid:6379", "allowed: this")
 
 

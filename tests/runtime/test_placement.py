@@ -80,7 +80,7 @@ def test_more_than_the_cluster_has_is_refused_at_once(ray_cluster):
     roles = {"policy": Workers(count=3, cpus=100), "rollout": Workers(gpus=1)}
     with pytest.raises(NotEnoughResources) as caught:
         Placement(plan_placement(roles), roles, timeout_s=300)
-    assert "CPU: 300.25 asked for" in str(caught.value) and "GPU: 1 asked for, 0 in the cluster" in str(caught.value)
+    assert "CPU: 300.25 needed" in str(caught.value) and "GPU: 1 needed, 0 in the cluster" in str(caught.value)
 
 
 def test_what_no_single_node_can_hold_is_refused_after_the_wait(ray_cluster):

@@ -107,7 +107,7 @@ def test_reward_models_without_the_reward_that_is_asked_for(tiny_model, tmp_path
 def test_a_name_that_is_neither_folder_nor_model(tiny_model, monkeypatch):
     """One slash looks like a hub's name; offline it must be refused now and not after hours."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "no folder here" in refused(NotAModel, "runs/sftt", LIGHT)
+    assert "is not a folder on this machine" in refused(NotAModel, "runs/sftt", LIGHT)
 
 
 ALONE = {"algorithm": {"advantage": "none", "kl": {"placement": "none"}}, "samples_per_prompt": 2}
