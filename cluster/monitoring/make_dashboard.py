@@ -1,7 +1,7 @@
-"""Makes the Grafana dashboard: `python -m cluster.monitoring.make_dashboard > cluster/monitoring/dashboard.json`.
+"""Prints the Grafana dashboard as JSON, generated from the charts of the report.
 
-Invariant: its panels of a run are the charts of the report, in the same order, by the catalogue's names; so a metric that is
-renamed is renamed here, too.
+Run it from the root of the repository: `python -m cluster.monitoring.make_dashboard > cluster/monitoring/dashboard.json`.
+The panels use the names of the metric catalogue, so a metric that is renamed there is renamed here too.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_ray.report.charts import PPO, REWARD_MODEL, SFT, TIME, Plan, Question
+from rlhf_ray.report.charts import PPO, REWARD_MODEL, SFT, TIME, Chart, ChartGroup
 from rlhf_ray.telemetry.names import FAULTS, describe, exported_name
 from rlhf_ray.telemetry.prometheus import RUN_METRICS, SERVING_METRICS
 
 _RUN = 'run=~"$run"'
 _UNITS = {"": "short", "%": "percentunit", "s": "s", "ms": "ms", "1/s": "short"}
-"""Grafana's names of units; others are written behind the figure."""
+"""Grafana's names of units; other units are shown as a suffix."""
 _WIDTH, _HEIGHT, _COLUMNS = 8, 7, 3
-_ENDED = "Of a run that has ended Prometheus keeps what it has seen; rlhf-ray report reads the run's folder."
+_ENDED = (
+    "For runs that have ended, rlhf-ray report shows all recorded values; Prometheus has only those that it scraped."
+)
 
 
 @dataclass(frozen=True)
 class Query:
-    """What a panel draws."""
+    """One query of a panel."""
 
     expression: str
     """PromQL."""
@@ -34,7 +36,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of time series."""
+    """One panel with time series."""
 
     title: str
     unit: str
@@ -43,10 +45,10 @@ class Panel:
 
 
 def dashboard() -> dict[str, Any]:
-    """Grafana's JSON model: a row for each question of the report, then faults and alerts, then endpoints."""
-    rows: list[tuple[str, Sequence[Panel]]] = [_row(question, "ppo") for question in (*PPO, TIME)]
-    rows.insert(1, ("Alerts and faults", _of_events()))
-    rows += [_row(SFT, "sft"), _row(REWARD_MODEL, "reward_model.*"), ("Endpoints", _of_serving())]
+    """Grafana's JSON model: a row for each chart group of the report, one for alerts and faults, and one for endpoints."""
+    rows: list[tuple[str, Sequence[Panel]]] = [_row(group, "ppo") for group in (*PPO, TIME)]
+    rows.insert(1, ("Alerts and faults", _event_panels()))
+    rows += [_row(SFT, "sft"), _row(REWARD_MODEL, "reward_model.*"), ("Endpoints", _serving_panels())]
     return {
         "uid": "rlhf-ray",
         "title": "RLHF",
@@ -57,40 +59,39 @@ def dashboard() -> dict[str, Any]:
         "refresh": "10s",
         "time": {"from": "now-3h", "to": "now"},
         "templating": {"list": _variables()},
-        "panels": list(_placed(rows)),
+        "panels": list(_place(rows)),
     }
 
 
-def _row(question: Question, stage: str) -> tuple[str, list[Panel]]:
-    title, _, plans = question
+def _row(group: ChartGroup, stage: str) -> tuple[str, list[Panel]]:
     # Faults are exported as events, which have panels of their own.
-    return title, [_of_plan(plan, stage) for plan in plans if plan.names != (FAULTS.name,)]
+    return group.title, [_chart_panel(chart, stage) for chart in group.charts if chart.names != (FAULTS.name,)]
 
 
-def _of_plan(plan: Plan, stage: str) -> Panel:
-    """The chart of a report as a panel: a series for each figure and run, not one for each process of a run that was resumed."""
+def _chart_panel(chart: Chart, stage: str) -> Panel:
+    """A chart of the report as a panel, with one series for each metric and run, however many processes a resumed run had."""
     selected = f'{_RUN}, stage=~"{stage}"'
     queries = []
-    for pattern in plan.names:
-        beginning = pattern.removesuffix("*")
-        if beginning == pattern:
-            whose = "{{run}} {{stage}}" if "*" in stage else "{{run}}"
-            legend = f"{whose} {describe(pattern).label}"
+    for pattern in chart.names:
+        prefix = pattern.removesuffix("*")
+        if prefix == pattern:
+            labels = "{{run}} {{stage}}" if "*" in stage else "{{run}}"
+            legend = f"{labels} {describe(pattern).label}"
             queries.append(Query(f"max by (run, stage) ({exported_name(pattern)}{{{selected}}})", legend))
             continue
         names = [
-            f'__name__=~"{exported_name(beginning)}.+"',
-            *(f'__name__!="{exported_name(n)}"' for n in plan.without),
+            f'__name__=~"{exported_name(prefix)}.+"',
+            *(f'__name__!="{exported_name(n)}"' for n in chart.without),
         ]
         series = f"max by (run, __name__) ({{{', '.join(names)}, {selected}}})"
-        part = f'label_replace({series}, "part", "$1", "__name__", "{exported_name(beginning)}(.+)")'
+        part = f'label_replace({series}, "part", "$1", "__name__", "{exported_name(prefix)}(.+)")'
         queries.append(Query(part, "{{run}} {{part}}"))
-    first = describe(plan.names[0].replace("*", "x_s" if plan.names[0] == "time/*" else "x"))
-    described = (describe(name) for name in plan.names if not name.endswith("*"))
-    return Panel(plan.title, first.unit, tuple(queries), "\n".join(f"{m.label}: {m.description}." for m in described))
+    first = describe(chart.names[0].replace("*", "x_s" if chart.names[0] == "time/*" else "x"))
+    described = (describe(name) for name in chart.names if not name.endswith("*"))
+    return Panel(chart.title, first.unit, tuple(queries), "\n".join(f"{m.label}: {m.description}." for m in described))
 
 
-def _of_events() -> list[Panel]:
+def _event_panels() -> list[Panel]:
     events, alerts = RUN_METRICS
     # Not `increase`: a series that begins with its first event never increases to it.
     counted = f'sum by (run, kind) ({events.name}{{{_RUN}, kind=~"%s"}})'
@@ -98,7 +99,7 @@ def _of_events() -> list[Panel]:
         Panel(
             "Alerts", "",
             (Query(f"max by (run, alert) ({alerts.name}{{{_RUN}}}) > 0", "{{run}} {{alert}}"),),
-            "Alerts that last. What each says, and what to do, stands in the run's events and in its report.",
+            "Active alerts. The run's events and its report say what each means and what to do.",
         ),
         Panel(
             "Faults and departures so far", "",
@@ -111,7 +112,7 @@ def _of_events() -> list[Panel]:
     ]  # fmt: skip
 
 
-def _of_serving() -> list[Panel]:
+def _serving_panels() -> list[Panel]:
     answered, errors, latency, done, worked, working, queued, healthy = (metric.name for metric in SERVING_METRICS)
     by_application, rate = "{{application}}", "[$__rate_interval]"
 
@@ -121,14 +122,14 @@ def _of_serving() -> list[Panel]:
 
     return [
         Panel("Requests per second", "", (Query(f"sum by (application) (rate({answered}{rate}))", by_application),),
-              "HTTP requests by the application that answers them; an endpoint's is its gateway."),
+              "HTTP requests by application; the application of an endpoint is its gateway."),
         Panel("Latency of HTTP requests", "ms", (quantile(0.5, latency), quantile(0.99, latency)),
-              "To the end of the answer, also of one that is streamed."),
+              "Until the end of the answer, including streamed answers."),
         Panel("Errors per second", "", (
             Query(f"sum by (application, error_code) (rate({errors}{rate}))", f"{by_application} {{{{error_code}}}}"),
         )),
         Panel("Requests per second, by version", "", (Query(f"sum by (application) (rate({done}{rate}))", by_application),),
-              "Every version is an application, and so is the reward model."),
+              "Each version is an application, and so is the reward model."),
         Panel("Latency of replicas", "ms", (quantile(0.5, worked), quantile(0.99, worked))),
         Panel("Replicas", "", (Query(f"sum by (application) ({healthy})", by_application),)),
         Panel("Requests worked on and waiting", "", (
@@ -150,8 +151,8 @@ def _source() -> dict[str, str]:
     return {"type": "prometheus", "uid": "${datasource}"}
 
 
-def _placed(rows: Iterable[tuple[str, Sequence[Panel]]]) -> Iterable[dict[str, Any]]:
-    """Three panels abreast below the title of each row."""
+def _place(rows: Iterable[tuple[str, Sequence[Panel]]]) -> Iterable[dict[str, Any]]:
+    """Place three panels next to each other below the title of each row."""
     top = number = 0
     for title, panels in rows:
         number += 1
@@ -161,11 +162,11 @@ def _placed(rows: Iterable[tuple[str, Sequence[Panel]]]) -> Iterable[dict[str, A
         for at, panel in enumerate(panels):
             number += 1
             place = {"x": at % _COLUMNS * _WIDTH, "y": top + 1 + at // _COLUMNS * _HEIGHT, "w": _WIDTH, "h": _HEIGHT}
-            yield _drawn(panel, number) | {"gridPos": place}
+            yield _panel_json(panel, number) | {"gridPos": place}
         top += 1 + -(-len(panels) // _COLUMNS) * _HEIGHT
 
 
-def _drawn(panel: Panel, number: int) -> dict[str, Any]:
+def _panel_json(panel: Panel, number: int) -> dict[str, Any]:
     unit = _UNITS.get(panel.unit, f"suffix: {panel.unit}")
     return {
         "id": number,
@@ -194,7 +195,7 @@ def _drawn(panel: Panel, number: int) -> dict[str, Any]:
 
 
 def metrics_of(expression: str) -> tuple[set[str], set[str]]:
-    """What a PromQL expression asks for: exact names, and regular expressions of names."""
+    """The metrics in a PromQL expression: exact names, and regular expressions of names."""
     patterns = set(re.findall(r'__name__=~"([^"]+)"', expression))
     return set(re.findall(r"\bray_\w+", re.sub(r'"[^"]*"', "", expression))), patterns
 

@@ -65,7 +65,7 @@ def watch(
 
 def _show(folder: Path, host: str, port: int, address: str | None) -> None:
     _connect(address, port)
-    from rlhf_ray.report.live.service import LiveSite
+    from rlhf_ray.report.live.app import LiveSite
 
     site = LiveSite.open(folder, host, port, KEYS, shared=address is not None)
     # SIGTERM ends it like Ctrl-C.

@@ -1,4 +1,4 @@
-"""What `rlhf-ray data check` prints for people."""
+"""Prints the results of `rlhf-ray data check`."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ from rlhf_ray.data.records import Edit, Pair, Ranking, Record, Scored, answers_o
 from rlhf_ray.data.tokenize import Dialogue
 from rlhf_ray.telemetry.console import console
 
-_SHOWN = 8
-"""Malformed lines and names that are listed; the rest is counted."""
+_MAX_LISTED = 8
+"""Number of malformed lines and names that are listed; the rest are counted."""
 
 
 def print_check(name: str, result: Check, tokens: TokenCounts | None) -> None:
-    """One table of figures, and the malformed lines."""
+    """Print a table of the results, and the malformed lines."""
     table = Table(title=name, title_justify="left", show_header=False)
-    for label, value in _figures(result, tokens):
+    for label, value in _rows(result, tokens):
         table.add_row(label, value)
     console.print(table)
-    for flaw in result.malformed[:_SHOWN]:
+    for flaw in result.malformed[:_MAX_LISTED]:
         console.print(Text(f"{flaw.place}: {flaw.reason}", style="red"))
-    if len(result.malformed) > _SHOWN:
-        console.print(f"… and {len(result.malformed) - _SHOWN:,} more malformed; --json lists all")
+    if len(result.malformed) > _MAX_LISTED:
+        console.print(f"… and {len(result.malformed) - _MAX_LISTED:,} more malformed; --json lists all")
 
 
 def print_rows(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Records turn by turn; with a tokenizer the text of their tokens, those that fine-tuning would learn set apart."""
+    """Print records turn by turn. With a tokenizer print the decoded tokens, and highlight those that SFT would train on."""
     if tokenizer is not None and records:
         console.print(
-            Text.assemble("as the model sees them; fine-tuning learns what is ", _set_apart("set apart like this"))
+            Text.assemble("as the model sees them; SFT trains on what is ", _highlighted("highlighted like this"))
         )
     for number, record in enumerate(records, start=1):
         console.rule(f"row {number}", align="left")
-        names = _names_of_answers(record)
+        names = _answer_names(record)
         if tokenizer is None:
             for name, turns in zip(("prompt", *names), (prompt_of(record), *answers_of(record)), strict=True):
                 text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
                 console.print(Text.assemble((f"[{name}] ", "bold"), text))
             continue
         for name, dialogue in zip(names or ("prompt",), dialogues(tokenizer, record), strict=True):
-            console.print(Text.assemble((f"[{name}] ", "bold"), *_marked(tokenizer, dialogue)))
+            console.print(Text.assemble((f"[{name}] ", "bold"), *_styled(tokenizer, dialogue)))
 
 
-def _names_of_answers(record: Record) -> tuple[str, ...]:
-    """One for each of `answers_of`."""
+def _answer_names(record: Record) -> tuple[str, ...]:
+    """A name for each answer in `answers_of`."""
     if isinstance(record, Pair):
         return ("tied", "tied") if record.preference == 0.5 else ("chosen", "rejected")
     if isinstance(record, Ranking):
         return tuple(f"place {rank}" for rank in record.ranks)
     if isinstance(record, Scored):
-        return (", ".join(f"{aspect} {mark:g}" for aspect, mark in record.scores.items()),)
+        return (", ".join(f"{aspect} {rating:g}" for aspect, rating in record.scores.items()),)
     return ("original", "edited") if isinstance(record, Edit) else ("answer",) * len(answers_of(record))
 
 
-def _marked(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
-    """Runs of tokens with their style; decoded together, since one letter can be several tokens."""
-    for learned, run in groupby(zip(dialogue.token_ids.tolist(), dialogue.loss_mask, strict=True), itemgetter(1)):
+def _styled(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
+    """Text and style of consecutive tokens, decoded together because one letter can be several tokens."""
+    for trained, run in groupby(zip(dialogue.token_ids.tolist(), dialogue.loss_mask, strict=True), itemgetter(1)):
         text = tokenizer.decode([token for token, _ in run])
-        yield _set_apart(text) if learned else (text, "dim")
+        yield _highlighted(text) if trained else (text, "dim")
 
 
-def _set_apart(text: str) -> tuple[str, str]:
-    """By colour, or by brackets where there is none."""
+def _highlighted(text: str) -> tuple[str, str]:
+    """Text with a style that marks it by colour, or by brackets without colours."""
     return (text, "underline green") if console.color_system else (f"⟦{text}⟧", "")
 
 
-def _figures(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]:
+def _rows(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]:
     rows = [
         ("format", f"{result.format}: {', '.join(result.kinds)}"),
         ("rows", f"{result.rows:,}" + (f", and {len(result.malformed):,} malformed" if result.malformed else "")),
@@ -84,14 +84,14 @@ def _figures(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]
         rows += [
             ("prompts, tokens", _lengths(tokens.prompts)),
             ("dialogues, tokens", _lengths(tokens.dialogues)),
-            ("tokens that are learned", f"{tokens.learned:.1%}"),
+            ("tokens trained on", f"{tokens.learned:.1%}"),
         ]
         if tokens.too_long is not None:
             rows.append(("above the limit", f"{tokens.too_long:,}"))
     rows += [("repeated prompts", f"{result.repeated_prompts:,}"), ("repeated rows", f"{result.repeated_rows:,}")]
     if result.leaks is not None:
-        leaks = f"{result.leaks.exact:,} word for word, {result.leaks.normalised:,} but for case and punctuation"
-        rows.append(("prompts in the other source, too", leaks))
+        leaks = f"{result.leaks.exact:,} identical, {result.leaks.normalised:,} except for case and punctuation"
+        rows.append(("prompts also in the other source", leaks))
     for what, names in (("annotators", result.annotators), ("groups", result.groups)):
         if names:
             rows.append((f"{len(names)} {what}", _names(names)))
@@ -103,7 +103,7 @@ def _figures(result: Check, tokens: TokenCounts | None) -> list[tuple[str, str]]
             ("contradicted", f"{pairs.conflicting:,}"),
         ]
         if pairs.longer_chosen is not None:
-            rows.append(("the longer answer is chosen", f"{pairs.longer_chosen:.1%}"))
+            rows.append(("longer answer is chosen", f"{pairs.longer_chosen:.1%}"))
     return rows
 
 
@@ -112,5 +112,5 @@ def _lengths(values: Lengths) -> str:
 
 
 def _names(names: dict[str, int]) -> str:
-    shown = ", ".join(f"{name} {count:,}" for name, count in list(names.items())[:_SHOWN])
-    return shown + (", …" if len(names) > _SHOWN else "")
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(names.items())[:_MAX_LISTED])
+    return shown + (", …" if len(names) > _MAX_LISTED else "")

@@ -1,5 +1,4 @@
-"""The report of a run, or of several side by side: one self-contained page for people, readable in light and dark, on
-paper, and from an archive."""
+"""The report of one run, or of several side by side: a self-contained HTML page, readable in light and dark mode and on paper."""
 
 from rlhf_ray.report.comparison import write_comparison
 from rlhf_ray.report.page import output_file, write_report

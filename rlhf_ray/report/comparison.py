@@ -1,7 +1,7 @@
-"""Several runs on one page: their figures, what their configurations differ in, their curves and answers side by side.
+"""Several runs on one page: their results, the differences of their configurations, their curves and answers side by side.
 
-Invariants: a run has one colour and one label on the whole page, in the order in which the runs were given; a run that
-lacks something shows that it does, and hides nothing of the others.
+Invariants: a run has the same colour and label on the whole page, in the order in which the runs were given; what one run lacks
+is shown as missing, and hides nothing of the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ import yaml
 from rlhf_ray.errors import InputError
 from rlhf_ray.report.charts import SERIES_COLOURS, compared_sections
 from rlhf_ray.report.headlines import POLICY_NAMES, STAGE_NAMES
-from rlhf_ray.report.page import REPORT, Answered, Shell, Shown, fill, output_file, shown
+from rlhf_ray.report.page import (
+    REPORT,
+    AnsweredPrompt,
+    Layout,
+    PolicyAnswer,
+    output_file,
+    policy_answer,
+    render_template,
+)
 from rlhf_ray.report.reader import MAX_ANSWERS, STAGES, Answers, Content, read_content
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
 from rlhf_ray.telemetry.console import duration, figure
@@ -28,9 +36,101 @@ from rlhf_ray.telemetry.console import duration, figure
 ABSENT = "—"
 
 
+class ComparisonError(InputError, ValueError):
+    """The runs cannot be compared."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run with its label and colour."""
+
+    label: str
+    colour: int
+    """Index of the colour `--series-N` in the style sheet."""
+    content: Content
+
+
+def write_comparison(folders: Sequence[RunFolder], path: Path) -> Path:
+    """Write a page that compares the runs, replacing an older one; returns its path.
+
+    Raises:
+        ComparisonError: a run is given twice, or there are more runs than colours.
+        OutputError: the path cannot be written to.
+        DamagedRun: a file of a run is damaged; the message names file and line.
+    """
+    path = output_file(path)
+    labels = labels_of([folder.path for folder in folders])
+    atomic_write(path, render_comparison(dict(zip(labels, map(read_content, folders), strict=True))))
+    return path
+
+
+def render_comparison(runs: Mapping[str, Content], layout: Layout = REPORT) -> str:
+    """The page as HTML. `runs` is the content of the runs by label."""
+    compared = [ComparedRun(label, colour, content) for colour, (label, content) in enumerate(runs.items(), start=1)]
+    stages = {stage: {run.label: run.content.stages[stage] for run in compared} for stage in STAGES}
+    config, unreadable = config_rows(runs)
+    answers = _shared_answers(compared)
+    tables: list[tuple[str, str, list[Row]]] = [
+        ("Figures", "A dash means: not measured, or not yet.", figure_rows(list(runs.values()))),
+        ("Configuration", "Only the keys that differ, with defaults and overrides applied.", config),
+    ]
+    return render_template(
+        "comparison.html.jinja",
+        layout,
+        runs=compared,
+        tables=tables,
+        sections=compared_sections(stages),
+        answers=answers[:MAX_ANSWERS],
+        answers_total=len(answers),
+        problems=[*(problem for content in runs.values() for problem in content.problems), *unreadable],
+    )
+
+
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """A short label for each path: the folder's name, with as many parents as are needed to make it unique.
+
+    Raises:
+        ComparisonError: a path is given twice, or there are more paths than colours.
+    """
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    if len(parts) > SERIES_COLOURS:
+        raise ComparisonError(f"{len(parts)} runs are given; one chart can show at most {SERIES_COLOURS}")
+    if twice := next((Path(*own) for own, count in Counter(parts).items() if count > 1), None):
+        raise ComparisonError(f"{twice} is given twice; give each run once")
+    depth = [1] * len(parts)
+    while True:
+        labels = ["/".join(own[-take:]) for own, take in zip(parts, depth, strict=True)]
+        counts = Counter(labels)
+        if len(counts) == len(labels):
+            return labels
+        depth = [take + (counts[label] > 1) for take, label in zip(depth, labels, strict=True)]
+
+
+def _shared_answers(runs: Sequence[ComparedRun]) -> list[AnsweredPrompt]:
+    """Prompts that at least two runs answered, each with the answers of the runs' last policies; those of most runs first."""
+    by_prompt: dict[tuple[tuple[str, ...], ...], list[tuple[ComparedRun, Answers]]] = {}
+    for run in runs:
+        for item in run.content.answers:
+            key = tuple(tuple(str(part) for pair in sorted(turn.items()) for part in pair) for turn in item.prompt)
+            found = by_prompt.setdefault(key, [])
+            if not found or found[-1][0] is not run:  # a prompt that a run answered twice counts once
+                found.append((run, item))
+    shared = sorted((found for found in by_prompt.values() if len(found) > 1), key=len, reverse=True)
+    return [
+        AnsweredPrompt(found[0][1].prompt, tuple(_last_answer(run, item) for run, item in found if item.answers))
+        for found in shared
+    ]
+
+
+def _last_answer(run: ComparedRun, item: Answers) -> PolicyAnswer:
+    policy = "ppo" if "ppo" in item.answers else list(item.answers)[-1]
+    suffix = "" if policy == "ppo" else f" ({POLICY_NAMES.get(policy, policy)})"
+    return policy_answer(item, policy, run.label + suffix, f"series-{run.colour}")
+
+
 @dataclass(frozen=True)
 class Cell:
-    """What one run says."""
+    """The value of one run."""
 
     value: str = ABSENT
     detail: str = ""
@@ -38,14 +138,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure or key of all runs."""
+    """One figure or config key, for all runs."""
 
     label: str
     cells: tuple[Cell, ...]
 
 
 def figure_rows(runs: Sequence[Content]) -> list[Row]:
-    """The headline figures; rows that no run has are left out."""
+    """The main results; rows without any value are left out."""
     known = [run.evaluation or {} for run in runs]
     rows = [
         Row("Win rate against SFT", tuple(map(_win_rate, known))),
@@ -65,9 +165,10 @@ def figure_rows(runs: Sequence[Content]) -> list[Row]:
 
 
 def config_rows(runs: Mapping[str, Content]) -> tuple[list[Row], list[str]]:
-    """The keys whose values are not the same in all runs, from label to run; and what could not be read.
+    """The config keys whose values differ between runs, except for the name; and a message for each config that cannot be read.
 
-    The name, which always differs, is the run's label.
+    Args:
+        runs: content of the runs by label.
     """
     flat: list[Mapping[str, str]] = []
     problems: list[str] = []
@@ -86,7 +187,7 @@ def config_rows(runs: Mapping[str, Content]) -> tuple[list[Row], list[str]]:
 def _flat_config(text: str) -> Mapping[str, str]:
     config = yaml.safe_load(text) or {}
     if not isinstance(config, Mapping):
-        raise yaml.YAMLError("a mapping was expected")
+        raise yaml.YAMLError("a mapping is expected")
     return dict(_flatten("", config))
 
 
@@ -104,8 +205,9 @@ def _cell(value: float | None, unit: str = "") -> Cell:
 
 def _win_rate(found: Mapping[str, Any]) -> Cell:
     interval = found.get("win_rate_interval")
-    whole = interval and None not in interval
-    span = f"{figure(interval[0], '%')} to {figure(interval[1], '%')}" if whole else ""
+    span = ""
+    if interval and None not in interval:
+        span = f"{figure(interval[0], '%')} to {figure(interval[1], '%')}"
     return Cell(figure(found.get("win_rate_vs_sft"), "%"), span)
 
 
@@ -137,95 +239,3 @@ def _seconds(known: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
         cells = tuple(Cell(duration(found[stage])) if stage in found else Cell() for found in times)
         yield Row(f"Time: {label}", cells)
     yield Row("Time: all stages", tuple(Cell(duration(sum(found.values()))) if found else Cell() for found in times))
-
-
-class ComparisonError(InputError, ValueError):
-    """These runs cannot be compared."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One of the runs."""
-
-    label: str
-    colour: int
-    """Index of the style sheet's `--series-N`."""
-    content: Content
-
-
-def write_comparison(folders: Sequence[RunFolder], path: Path) -> Path:
-    """Write a page with all of these runs, replacing an older one; returns its path.
-
-    Raises:
-        ComparisonError: one is given twice, or there are more than colours.
-        OutputError: the path is no place for a file.
-        DamagedRun: naming file and line, where a file of a run is damaged.
-    """
-    path = output_file(path)
-    labels = labels_of([folder.path for folder in folders])
-    atomic_write(path, render_comparison(dict(zip(labels, map(read_content, folders), strict=True))))
-    return path
-
-
-def render_comparison(runs: Mapping[str, Content], shell: Shell = REPORT) -> str:
-    """The page as HTML text, from label to run."""
-    compared = [Compared(label, colour, content) for colour, (label, content) in enumerate(runs.items(), start=1)]
-    stages = {stage: {run.label: run.content.stages[stage] for run in compared} for stage in STAGES}
-    config, unreadable = config_rows(runs)
-    answers = _shared_answers(compared)
-    tables: list[tuple[str, str, list[Row]]] = [
-        ("Figures", "A dash: not measured, or not yet.", figure_rows(list(runs.values()))),
-        ("Configuration", "Only what differs, as it was resolved.", config),
-    ]
-    return fill(
-        "comparison.html.jinja",
-        shell,
-        runs=compared,
-        tables=tables,
-        sections=compared_sections(stages),
-        answers=answers[:MAX_ANSWERS],
-        answers_total=len(answers),
-        problems=[*(problem for content in runs.values() for problem in content.problems), *unreadable],
-    )
-
-
-def labels_of(paths: Sequence[Path]) -> list[str]:
-    """A short name for each: the folder's, with as many of its parents as tell it from the others.
-
-    Raises:
-        ComparisonError: one is given twice, or there are more than colours.
-    """
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-    if len(parts) > SERIES_COLOURS:
-        raise ComparisonError(f"{len(parts)} runs; at most {SERIES_COLOURS} can be told apart in one chart")
-    if twice := next((Path(*own) for own, count in Counter(parts).items() if count > 1), None):
-        raise ComparisonError(f"{twice} is given twice; name each run once")
-    depth = [1] * len(parts)
-    while True:
-        labels = ["/".join(own[-take:]) for own, take in zip(parts, depth, strict=True)]
-        counts = Counter(labels)
-        if len(counts) == len(labels):
-            return labels
-        depth = [take + (counts[label] > 1) for take, label in zip(depth, labels, strict=True)]
-
-
-def _shared_answers(runs: Sequence[Compared]) -> list[Answered]:
-    """Prompts that at least two runs answered, those of most runs first, each with the answers of the runs' last policies."""
-    by_prompt: dict[tuple[tuple[str, ...], ...], list[tuple[Compared, Answers]]] = {}
-    for run in runs:
-        for item in run.content.answers:
-            key = tuple(tuple(str(part) for pair in sorted(turn.items()) for part in pair) for turn in item.prompt)
-            found = by_prompt.setdefault(key, [])
-            if not found or found[-1][0] is not run:  # a prompt that a run was asked twice counts once
-                found.append((run, item))
-    shared = sorted((found for found in by_prompt.values() if len(found) > 1), key=len, reverse=True)
-    return [
-        Answered(found[0][1].prompt, tuple(_last_answer(run, item) for run, item in found if item.answers))
-        for found in shared
-    ]
-
-
-def _last_answer(run: Compared, item: Answers) -> Shown:
-    policy = "ppo" if "ppo" in item.answers else list(item.answers)[-1]
-    suffix = "" if policy == "ppo" else f" ({POLICY_NAMES.get(policy, policy)})"
-    return shown(item, policy, run.label + suffix, f"series-{run.colour}")

@@ -1,6 +1,6 @@
-"""The few figures that say whether a run was worth it, in words and with what they have to be held against.
+"""The cards at the top of the report with the results of the evaluation, and the section on the quality of the reward model.
 
-Invariant: a figure that was not measured is shown as such, with the reason where there is one.
+Invariant: a figure that was not measured is shown as missing, with the reason if it is known.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_ray.report.charts import Card, Key, Section
+from rlhf_ray.report.charts import Card, LegendEntry, Section
 from rlhf_ray.report.svg import calibration_chart, interval_chart
 from rlhf_ray.telemetry.console import compact, duration, figure
 
@@ -19,14 +19,14 @@ POLICY_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 
 @dataclass(frozen=True)
 class Bar:
-    """A labelled stretch of a card's little diagram, in per cent of its width."""
+    """A labelled bar in the small diagram of a card, in per cent of its width."""
 
     label: str
     text: str
     start: float
     width: float
     colour: str
-    """Name of a colour of the style sheet."""
+    """Name of a colour in the style sheet."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Headline:
 
     label: str
     value: str
-    """`—` where it was not measured."""
+    """`—` if it was not measured."""
     detail: str
     kind: str = "plain"
-    """How `bars` are drawn: `interval` on one 0–100 % scale, `rows` each on a line, `stack` one after another."""
+    """How `bars` are drawn: `interval` on one scale from 0 to 100 %, `rows` one per line, `stack` one after another."""
     bars: tuple[Bar, ...] = ()
 
 
 def headlines(evaluation: Mapping[str, Any] | None) -> list[Headline]:
-    """The cards, from the content of evaluation.json; None where the run has not been evaluated."""
+    """The cards for the content of evaluation.json; none if it is None."""
     if evaluation is None:
         return []
     cards = (_win_rate, _utility, _kl, _reward_model, _seconds)
@@ -56,15 +56,16 @@ def _win_rate(evaluation: Mapping[str, Any]) -> Headline:
         return Headline(label, "—", "Not measured in this run.")
     interval = evaluation.get("win_rate_interval")
     if not interval or None in interval:
-        detail, bars = "Held-out prompts; no interval was computed.", ()
-    else:
-        low, high = interval
-        span = f"{figure(low, '%')} to {figure(high, '%')}"
-        detail = f"Held-out prompts; 95\N{NARROW NO-BREAK SPACE}% interval {span}. Half would be a draw."
-        bars = (
-            Bar("interval", "", 100 * low, max(100 * (high - low), 0.6), "ppo"),
-            Bar("rate", "", 100 * rate, 0, "ppo"),
-        )
+        return Headline(label, figure(rate, "%"), "Held-out prompts; no interval was computed.", "interval")
+    low, high = interval
+    span = f"{figure(low, '%')} to {figure(high, '%')}"
+    detail = (
+        f"Held-out prompts; 95\N{NARROW NO-BREAK SPACE}% interval {span}. 50\N{NARROW NO-BREAK SPACE}% would be a draw."
+    )
+    bars = (
+        Bar("interval", "", 100 * low, max(100 * (high - low), 0.6), "ppo"),
+        Bar("rate", "", 100 * rate, 0, "ppo"),
+    )
     return Headline(label, figure(rate, "%"), detail, "interval", bars)
 
 
@@ -72,8 +73,8 @@ def _utility(evaluation: Mapping[str, Any]) -> Headline:
     label = "Hidden utility"
     known = {name: value for name, value in (evaluation.get("utility") or {}).items() if value is not None}
     if not known:
-        return Headline(label, "—", "Unknown: only a simulated annotator has a utility that can be looked up.")
-    value, detail = figure(known.get("ppo")), "True worth of the answers, which no model was shown."
+        return Headline(label, "—", "Unknown: only a simulated annotator has a known utility.")
+    value, detail = figure(known.get("ppo")), "True value of the answers, which no model has seen."
     spread = evaluation.get("utility_std_sft")
     if spread and {"sft", "ppo"} <= known.keys():
         gain = (known["ppo"] - known["sft"]) / spread
@@ -92,7 +93,7 @@ def _kl(evaluation: Mapping[str, Any]) -> Headline:
     if value is None:
         return Headline("KL to the reference", "—", "Not measured in this run.")
     return Headline(
-        "KL to the reference", figure(value, "nats"), "Per response: what the gain cost in distance from SFT."
+        "KL to the reference", figure(value, "nats"), "Per response: how far the policy moved away from SFT."
     )
 
 
@@ -102,9 +103,9 @@ def _reward_model(evaluation: Mapping[str, Any]) -> Headline:
     if accuracy is None:
         return Headline(label, "—", "Not measured in this run.")
     if not ceiling:
-        detail = "Held-out pairs. How much the annotators' noise allows is not known."
+        detail = "Held-out pairs. The limit set by the annotators' noise is unknown."
         return Headline(label, figure(accuracy, "%"), detail, "rows", (_share("model", accuracy, "ppo"),))
-    detail = f"Held-out pairs: {figure(accuracy / ceiling, '%')} of what the annotators' noise allows."
+    detail = f"Held-out pairs: {figure(accuracy / ceiling, '%')} of the limit set by the annotators' noise."
     bars = (_share("model", accuracy, "ppo"), _share("ceiling", ceiling, "base"))
     return Headline(label, figure(accuracy, "%"), detail, "rows", bars)
 
@@ -128,23 +129,23 @@ def _seconds(evaluation: Mapping[str, Any]) -> Headline:
     return Headline("Time", duration(total), "Wall time of all stages.", "stack", tuple(bars))
 
 
-_SHOWN = 8
-_LEAD = "On held-out labels. A model that follows length is good where the longer answer is better, and bad where it is not."
+_MAX_SHOWN = 8
+_LEAD = "On held-out labels. A model that only prefers length is good where the longer answer is better, and bad where it is not."
 
 
 def quality_section(quality: Mapping[str, Any] | None) -> list[Section]:
-    """One section, or none where nothing was measured."""
+    """The section on the content of quality.json; none if it is None."""
     if quality is None:
         return []
-    cards = [_accuracy(quality), _calibration(quality)]
+    cards = [_comparisons_card(quality), _calibration_card(quality)]
     if quality["groups"]:
-        cards.append(_people(quality["groups"], "Groups of annotators"))
+        cards.append(_annotators_card(quality["groups"], "Groups of annotators"))
     if quality["annotators"]:
-        cards.append(_people(quality["annotators"], "Annotators"))
+        cards.append(_annotators_card(quality["annotators"], "Annotators"))
     return [Section("How far the reward model can be trusted", _LEAD, tuple(cards), ())]
 
 
-def _accuracy(quality: Mapping[str, Any]) -> Card:
+def _comparisons_card(quality: Mapping[str, Any]) -> Card:
     rule = "longer is better" if quality["longer_is_better"] else "shorter is better"
     shares = {
         "reward model": quality["accuracy"],
@@ -154,7 +155,9 @@ def _accuracy(quality: Mapping[str, Any]) -> Card:
     }
     known = {label: share for label, share in shares.items() if share is not None}
     keys = tuple(
-        Key(label, f"{figure(share['value'], '%')} of {share['count']:,}", 2 if label.startswith("“") else 1, "")
+        LegendEntry(
+            label, f"{figure(share['value'], '%')} of {share['count']:,}", 2 if label.startswith("“") else 1, ""
+        )
         for label, share in known.items()
     )
     correlation = quality["reward_length_correlation"]
@@ -163,27 +166,27 @@ def _accuracy(quality: Mapping[str, Any]) -> Card:
     )
     if quality["members"] > 1:
         apart = figure(quality["disagreement"])
-        note += f" The mean of {quality['members']} members, which are {apart} standard deviations apart."
+        note += f" The mean of {quality['members']} members, which differ by {apart} standard deviations."
     intervals = {label: (share["low"], share["value"], share["high"]) for label, share in known.items()}
-    return Card("Comparisons ordered rightly", interval_chart("Comparisons ordered rightly", intervals), keys, note)
+    return Card("Comparisons ordered correctly", interval_chart("Comparisons ordered correctly", intervals), keys, note)
 
 
-def _people(shares: Mapping[str, Any], title: str) -> Card:
-    """The `_SHOWN` that the model understands worst; a figure of one person is no judgement of them."""
-    worst = sorted(shares.items(), key=lambda item: item[1]["value"])[:_SHOWN]
-    keys = tuple(Key(name, f"{figure(share['value'], '%')} of {share['count']:,}", 1, "") for name, share in worst)
-    note = "How often the model orders their labels as they do; 95 % intervals."
-    if len(shares) > _SHOWN:
-        note += f" The lowest {_SHOWN} of {len(shares)}; quality.json has all."
+def _annotators_card(shares: Mapping[str, Any], title: str) -> Card:
+    """The annotators or groups with the lowest agreement; it measures the model and not the person."""
+    worst = sorted(shares.items(), key=lambda item: item[1]["value"])[:_MAX_SHOWN]
+    keys = tuple(
+        LegendEntry(name, f"{figure(share['value'], '%')} of {share['count']:,}", 1, "") for name, share in worst
+    )
+    note = "How often the model orders answers as they do; 95 % intervals."
+    if len(shares) > _MAX_SHOWN:
+        note += f" The lowest {_MAX_SHOWN} of {len(shares)}; quality.json lists all."
     intervals = {name: (share["low"], share["value"], share["high"]) for name, share in worst}
     return Card(title, interval_chart(title, intervals), keys, note)
 
 
-def _calibration(quality: Mapping[str, Any]) -> Card:
+def _calibration_card(quality: Mapping[str, Any]) -> Card:
     points = [(b["confidence"], b["accuracy"]) for b in quality["calibration"]]
     error = figure(quality["expected_calibration_error"], "%")
-    keys = (Key("expected calibration error", error, 1, "mean distance from the diagonal"),)
-    note = (
-        "A point is a tenth of the comparisons: how sure the model was, and how often right. On the diagonal it knows."
-    )
+    keys = (LegendEntry("expected calibration error", error, 1, "mean distance from the diagonal"),)
+    note = "Each point is a tenth of the comparisons: how sure the model was, and how often it was right."
     return Card("Calibration", calibration_chart("Calibration", points), keys, note)

@@ -1,7 +1,7 @@
-"""Reads a run's folder once, or again and again while it grows.
+"""Reads what a report shows from a run's folder, once or repeatedly while the run grows.
 
-Invariants: what was read before is not parsed again; damage in one file leaves the others readable and is told in
-`Content.problems`; whatever a run has not written yet is missing, and no problem.
+Invariants: what was read before is not parsed again; damage in one file leaves the others readable and is reported in
+`Content.problems`; what a run has not written yet is missing, which is not a problem.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.errors import InputError
-from rlhf_ray.report.curves import with_faults
+from rlhf_ray.report.curves import with_fault_counts
 from rlhf_ray.report.table import Table
 from rlhf_ray.runs.events import Event, parse_event
 from rlhf_ray.runs.run_folder import RunFolder
@@ -23,17 +23,17 @@ from rlhf_ray.runs.tail import Tail, fingerprint
 from rlhf_ray.telemetry.alerts import RaisedAlert, raised_alerts
 
 MAX_ANSWERS = 60
-"""Prompts shown with their answers: enough to judge by eye, and a page that opens at once."""
+"""Number of prompts shown with their answers: enough to judge by eye, and the page still opens at once."""
 MAX_EVENTS = 200
 ROUTINE_EVENTS = frozenset({"checkpoint", "publication"})
-"""Kinds that come with every step: counted, not listed."""
+"""Kinds of events that come with every step; they are counted and not listed."""
 STAGES = ("sft", "reward_model", "ppo")
-"""Those with metrics."""
+"""Stages that record metrics."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One held-out prompt and what each policy answered."""
+    """One held-out prompt and the answer of each policy."""
 
     prompt: tuple[Mapping[str, str], ...]
     answers: Mapping[str, str]
@@ -43,31 +43,31 @@ class Answers:
 
 @dataclass(frozen=True)
 class Content:
-    """A run, as the report sees it."""
+    """Everything in a run that the report shows."""
 
     name: str
     stages: Mapping[str, Table]
-    """Metrics of `STAGES`."""
+    """Metrics by stage (`STAGES`)."""
     reward_quality: Mapping[str, Any] | None
-    """Of the reward model on held-out labels."""
+    """Quality of the reward model on held-out labels."""
     evaluation: Mapping[str, Any] | None
     answers: Sequence[Answers]
     event_counts: Mapping[str, int]
     events: tuple[Event, ...]
-    """The latest that are worth a line each."""
+    """The latest events that are listed one by one."""
     config: str | None
     alerts: tuple[RaisedAlert, ...] = ()
-    """All, in the order in which they began."""
+    """All alerts in the order in which they began."""
     problems: tuple[str, ...] = ()
     """What could not be read, as sentences that name file and line."""
 
 
 class DamagedRun(InputError, ValueError):
-    """Files of a run cannot be read; the message has a line for each place."""
+    """Files of a run cannot be read. The message has one line for each problem."""
 
 
 def read_content(folder: RunFolder) -> Content:
-    """Read a run's folder. Raises DamagedRun, naming file and line, where a file is damaged."""
+    """Read a run's folder. Raises DamagedRun, which names file and line, if a file is damaged."""
     content = RunReader(folder).read()
     if content.problems:
         raise DamagedRun("\n".join(content.problems))
@@ -75,77 +75,77 @@ def read_content(folder: RunFolder) -> Content:
 
 
 class RunReader:
-    """One run. What `read` returns is true until the next `read`, which changes it."""
+    """Reads one run repeatedly. What `read` returns is valid until the next call."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self._stages: dict[str, Table] = {}
         self._answers: list[Answers] = []
         self._counts: Counter[str] = Counter()
-        self._notable: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self._listed: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._alerts: list[Event] = []
-        self._faults = array("d")
+        self._fault_times = array("d")
         self._tails = [
-            *(self._tail_of_stage(stage) for stage in STAGES),
-            Tail(folder.evaluation_samples, self._take_answers, self._answers.clear),
-            Tail(folder.events, self._take_event, self._clear_events),
+            *(self._stage_tail(stage) for stage in STAGES),
+            Tail(folder.evaluation_samples, self._add_answers, self._answers.clear),
+            Tail(folder.events, self._add_event, self._clear_events),
         ]
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Equal as long as nothing that a report tells has changed."""
+        """Unchanged as long as nothing that the report shows has changed."""
         single = (self.folder.config, self.folder.evaluation, self.folder.reward_quality)
         return tuple(fingerprint(path) for path in (*(tail.path for tail in self._tails), *single))
 
     def read(self) -> Content:
-        """The run as it is now."""
+        """The current content of the run."""
         problems: list[str] = []
         for tail in self._tails:
             tail.read_new()
             problems += tail.problems
-        quality = _read_json(self.folder.reward_quality, "Train the reward model again to write it anew", problems)
-        evaluation = _read_json(self.folder.evaluation, "Evaluate again to write it anew", problems)
+        quality = _read_json(self.folder.reward_quality, "Train the reward model again to rewrite it", problems)
+        evaluation = _read_json(self.folder.evaluation, "Evaluate again to rewrite it", problems)
         return Content(
             name=self.folder.name,
-            stages={**self._stages, "ppo": with_faults(self._stages["ppo"], self._faults)},
+            stages={**self._stages, "ppo": with_fault_counts(self._stages["ppo"], self._fault_times)},
             reward_quality=quality,
             evaluation=evaluation,
             answers=self._answers,
             event_counts=dict(self._counts.most_common()),
-            events=tuple(self._notable),
+            events=tuple(self._listed),
             config=_read_text(self.folder.config),
             alerts=raised_alerts(self._alerts),
             problems=tuple(problems),
         )
 
-    def _tail_of_stage(self, stage: str) -> Tail:
+    def _stage_tail(self, stage: str) -> Tail:
         def clear() -> None:
             self._stages[stage] = Table()
 
         clear()
         return Tail(self.folder.stage_metrics(stage), lambda record: self._stages[stage].append(record), clear)
 
-    def _take_answers(self, row: Mapping[str, Any]) -> None:
+    def _add_answers(self, row: Mapping[str, Any]) -> None:
         if missing := {"prompt", "answers"} - row.keys():
-            raise ValueError(f"no {min(missing)!r}; an evaluation writes the file anew")
+            raise ValueError(f"no {min(missing)!r}; evaluate again to rewrite the file")
         self._answers.append(
             Answers(tuple(row["prompt"]), row["answers"], row.get("rewards") or {}, row.get("utility") or {})
         )
 
-    def _take_event(self, record: Mapping[str, Any]) -> None:
+    def _add_event(self, record: Mapping[str, Any]) -> None:
         event = parse_event(record)
         self._counts[event.kind] += 1
         if event.kind == "alert":
             self._alerts.append(event)
         if event.kind == "fault":
-            self._faults.append(event.time)
+            self._fault_times.append(event.time)
         if event.kind not in ROUTINE_EVENTS:
-            self._notable.append(event)
+            self._listed.append(event)
 
     def _clear_events(self) -> None:
         self._counts.clear()
         self._alerts.clear()
-        del self._faults[:]
-        self._notable.clear()
+        del self._fault_times[:]
+        self._listed.clear()
 
 
 def _read_text(path: Path) -> str | None:

@@ -1,5 +1,5 @@
 "use strict";
-// The values under the pointer. Everything else on the page works without this.
+// Shows the values under the pointer. Everything else on the page works without it.
 const tip = document.createElement("div");
 tip.className = "tip";
 document.body.append(tip);

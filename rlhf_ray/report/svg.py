@@ -1,7 +1,7 @@
-"""Charts as inline SVG: lines with their spread, and stacked areas. Colours come from the page's style sheet.
+"""Draws charts as inline SVG: lines with their spread, stacked areas, intervals. Colours come from the page's style sheet.
 
-Invariants: every text that reaches the markup is escaped; the markup names no address; a chart reads without
-JavaScript, which only adds the values under the pointer, from the `data-hover` attribute.
+Invariants: every text in the markup is escaped; the markup contains no address; a chart is readable without JavaScript, which
+only shows the values under the pointer, from the `data-hover` attribute.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -19,12 +20,13 @@ from rlhf_ray.telemetry.console import compact, figure
 
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 392, 10, 164
-"""The plot's frame inside the picture, in its own units (about pixels)."""
+"""Frame of the plot inside the picture, in units of the picture (about pixels)."""
+Value = TypeVar("Value", float, np.ndarray)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart. `colour` is the index of the style sheet's `--series-N`."""
+    """One curve of a chart. `colour` is the index of the colour `--series-N` in the style sheet."""
 
     label: str
     curve: Curve
@@ -33,19 +35,19 @@ class Line:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Maps [low, high] to [start, end] on the page."""
+    """Maps values in [low, high] to [start, end] in the picture."""
 
     low: float
     high: float
     start: float
     end: float
 
-    def __call__(self, value: np.ndarray | float) -> np.ndarray | float:
+    def __call__(self, value: Value) -> Value:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def line_chart(title: str, lines: Sequence[Line], unit: str) -> Markup:
-    """Draw curves over common axes. `unit` as in the catalogue of metrics."""
+    """Draw curves with common axes. `unit` is as in the catalogue of metrics."""
     x = _step_scale(np.concatenate([line.curve.steps for line in lines]))
     low = min(line.curve.low.min() for line in lines)
     high = max(line.curve.high.max() for line in lines)
@@ -75,7 +77,7 @@ def line_chart(title: str, lines: Sequence[Line], unit: str) -> Markup:
 def stacked_chart(
     title: str, steps: np.ndarray, labels: Sequence[str], layers: np.ndarray, total: np.ndarray
 ) -> Markup:
-    """Draw layers [L, M] on top of each other over `steps` [M], in seconds, and the total [M] as a dotted line."""
+    """Draw `layers` [L, M] in seconds on top of each other over `steps` [M], and `total` [M] as a dotted line."""
     if len(steps) == 1:  # an area needs a width
         steps, layers, total = steps + np.array([-0.3, 0.3]), layers.repeat(2, axis=1), total.repeat(2)
     tops = np.cumsum(layers, axis=0)
@@ -95,7 +97,7 @@ def stacked_chart(
 
 
 def calibration_chart(title: str, points: Sequence[tuple[float, float]]) -> Markup:
-    """Draw confidence against accuracy, both shares, and the diagonal on which they agree."""
+    """Draw accuracy over confidence for (confidence, accuracy) points, and the diagonal on which they agree."""
     low = min(0.4, *(value for point in points for value in point))
     x, y = _Scale(low, 1.0, LEFT, RIGHT), _Scale(low, 1.0, BOTTOM, TOP)
     across = np.asarray([point[0] for point in points])
@@ -112,9 +114,9 @@ def calibration_chart(title: str, points: Sequence[tuple[float, float]]) -> Mark
 
 
 def interval_chart(title: str, shares: Mapping[str, tuple[float, float, float]]) -> Markup:
-    """Draw shares (low, value, high) as points with their intervals, one to a row; a line marks one half.
+    """Draw shares (low, value, high) as points with intervals, one per row; a line marks one half.
 
-    Labels in quotes are rules that the others are held against, and get the second colour.
+    Labels in quotes are simple rules for comparison; they get the second colour.
     """
     x = _Scale(min(0.4, *(low for low, _, _ in shares.values())), 1.0, LEFT, RIGHT)
     rows = np.linspace(TOP, BOTTOM, len(shares) + 2)[1:-1]
@@ -141,15 +143,17 @@ def _picture(title: str, body: Sequence[Markup], hover: Sequence[dict[str, objec
 
 
 def _grid(x: _Scale, y: _Scale, unit: str | None, x_unit: str | None = None) -> Markup:
-    """Rules and figures of both axes; `unit` None: no figures on y; `x_unit` None: x counts steps."""
+    """Grid lines and labels of both axes. With `unit` None the y axis has none; with `x_unit` None the x axis counts steps."""
     rule = Markup(
         '<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text x="{}" y="{:.1f}" class="y">{}</text>'
     )
     mark = Markup('<text x="{:.1f}" y="{}" class="x">{}</text>')
-    values = [
-        rule.format(LEFT, RIGHT, y(value), y(value), LEFT - 6, y(value) + 3.5, _tick_label(value, unit))
-        for value in (ticks(y.low, y.high) if unit is not None else ())
-    ]
+    values = []
+    if unit is not None:
+        values = [
+            rule.format(LEFT, RIGHT, y(value), y(value), LEFT - 6, y(value) + 3.5, _tick_label(value, unit))
+            for value in ticks(y.low, y.high)
+        ]
     across = ticks(x.low, x.high, 5)
     if x_unit is None:
         across = [step for step in dict.fromkeys(round(tick) for tick in across) if x.low <= step <= x.high]
@@ -191,9 +195,9 @@ def _step_scale(steps: np.ndarray) -> _Scale:
 
 
 def _value_scale(low: float, high: float, ceiling: float = math.inf) -> _Scale:
-    """An axis with some air around the values; it starts at 0 where they are not negative and zero is not far away, and
-    it ends at `ceiling`, which a share cannot exceed."""
+    """A y axis with a margin around the values. It starts at 0 if they are positive and not far from 0, and ends at `ceiling`,
+    which a share cannot exceed, at the latest."""
     if 0 <= low < 0.5 * high:
         low = 0.0
-    air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    return _Scale(low if low == 0 else low - air, min(high + air, ceiling), BOTTOM, TOP)
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return _Scale(low if low == 0 else low - margin, min(high + margin, ceiling), BOTTOM, TOP)

@@ -1,7 +1,7 @@
-"""A stage's metrics by column: what charts read, 16 bytes for each figure of each step.
+"""The metrics of a stage by column, as charts read them; 16 bytes per value.
 
-Invariants: rows keep the order in which they were recorded; a figure that a record has not is no row of its column, and
-one that was null is not-a-number there; a record that is refused changes nothing.
+Invariants: rows keep the order in which they were recorded; a column has no row for a record without the metric, and NaN for a
+record in which it is null; a record that is rejected changes nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Self
 
 import numpy as np
 
-_OWN = ("step", "timestamp")
-"""Fields of a record that are no figures."""
-_MANY = 2**53
+_NOT_METRICS = ("step", "timestamp")
+"""Fields of a record that are not metrics."""
+_STEP_LIMIT = 2**53
 
 
 class Table:
-    """Grows by `append`; what `column` returns is a copy and stays as it is."""
+    """Grows by `append`. `column` returns copies, which do not change."""
 
     def __init__(self) -> None:
         self._steps = array("q")
@@ -27,12 +27,13 @@ class Table:
         self._values: dict[str, array[float]] = {}
         self._timestamps = array("d")
         self.began: float | None = None
+        """Time of the first record in seconds since the epoch; None if unknown."""
         self.ended: float | None = None
-        """Seconds since the epoch of the first and of the last record; None where there is none."""
+        """Time of the last record in seconds since the epoch; None if unknown."""
 
     @classmethod
-    def of(cls, records: Iterable[Mapping[str, Any]]) -> Self:
-        """A table of these records."""
+    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> Self:
+        """Build a table from records of metrics.jsonl."""
         table = cls()
         for record in records:
             table.append(record)
@@ -42,15 +43,15 @@ class Table:
         """Add a record of metrics.jsonl.
 
         Raises:
-            ValueError: a figure is neither a number nor null, or there is no step.
+            ValueError: a value is neither a number nor null, or the step is missing or invalid.
         """
         step = record.get("step")
-        if type(step) is not int or not 0 <= step < _MANY:
-            raise ValueError(f"a record's step is a whole number from 0, not {step!r}")
+        if type(step) is not int or not 0 <= step < _STEP_LIMIT:
+            raise ValueError(f"step is {step!r}; a whole number from 0 is expected")
         if wrong := next((name for name, value in record.items() if not isinstance(value, int | float | None)), None):
             raise ValueError(f"{wrong} is {record[wrong]!r}; a number or null is expected")
         for name, value in record.items():
-            if name not in _OWN:
+            if name not in _NOT_METRICS:
                 self._rows.setdefault(name, array("q")).append(len(self._steps))
                 self._values.setdefault(name, array("d")).append(math.nan if value is None else value)
         self._steps.append(step)
@@ -58,12 +59,12 @@ class Table:
         self._timestamps.append(math.nan if self.ended is None else self.ended)
         self.began = self.ended if len(self._steps) == 1 else self.began
 
-    def with_figure(self, name: str, rows: np.ndarray, values: np.ndarray) -> Table:
-        """These records with one more figure, instead of their own of that name. What they have is shared, not copied: this
-        table may grow, and the new one is what it was then.
+    def with_metric(self, name: str, rows: np.ndarray, values: np.ndarray) -> Table:
+        """A table of the same records with one more metric. Records are shared, not copied: if this table grows, the new one
+        does not follow.
 
         Args:
-            rows: int [N], of the records that have the figure, ascending.
+            rows: int [N], ascending numbers of the records that have the metric.
             values: [N], finite.
         """
         table = Table()
@@ -78,12 +79,12 @@ class Table:
 
     @property
     def last_step(self) -> int | None:
-        """None where nothing was recorded."""
+        """The last recorded step; None if the table is empty."""
         return self._steps[-1] if self._steps else None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all figures, in the order of their appearance."""
+        """Names of all metrics, in the order in which they first appeared."""
         return tuple(self._rows)
 
     @property
@@ -93,16 +94,16 @@ class Table:
 
     @property
     def timestamps(self) -> np.ndarray:
-        """float64 [len(self)], seconds since the epoch; not-a-number where a record has none."""
+        """float64 [len(self)], seconds since the epoch; NaN for records without a time."""
         return np.array(self._timestamps)
 
     def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers int64 [N] and values float64 [N] of the records that have the figure; N is 0 where none has."""
+        """Row numbers int64 [N] and values float64 [N] of the records that have the metric; N may be 0."""
         if name not in self._rows:
             return np.empty(0, dtype=np.int64), np.empty(0)
         return np.array(self._rows[name]), np.array(self._values[name])
 
     def last(self, name: str) -> float | None:
-        """The figure in the last record; None where it has none, or null."""
+        """The value in the last record; None if that is missing or null."""
         rows, values = self.column(name)
         return float(values[-1]) if len(rows) and rows[-1] == len(self) - 1 and math.isfinite(values[-1]) else None

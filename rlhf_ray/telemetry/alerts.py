@@ -42,7 +42,7 @@ class AlertLog:
         """End alerts that began in a step which the resumed run repeats, or under a limit that was changed."""
         for alert in raised:
             if alert.ended_at is None and not self._state.is_active(alert.name):
-                message = f"{alert.name} of step {alert.step} is withdrawn, because the run was resumed before it or with other limits"
+                message = f"{alert.name} of step {alert.step} is withdrawn: the run was resumed before it or with other limits"
                 self._emit(alert.name, _OVER, alert.step, message)
 
     def _emit(self, name: str, change: str, step: int, message: str) -> None:

@@ -232,6 +232,6 @@ def test_the_reward_models_quality_is_drawn(tmp_path):
     folder.reward_quality.write_text(json.dumps(quality))
     page = write_report(folder).read_text()
     assert "How far the reward model can be trusted" in page and "“shorter is better”" in page
-    assert "The mean of 3 members, which are 0.25 standard deviations apart" in page
+    assert "The mean of 3 members, which differ by 0.25 standard deviations" in page
     assert all(name in page for name in ("clerks", "nurses", "person 2")), "each with its accuracy"
     assert f"{100 * quality['accuracy']['value']:.1f}" in page and page.count("<circle") >= 10 + 4

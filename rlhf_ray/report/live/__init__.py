@@ -1,5 +1,5 @@
-"""The live page: the runs of a folder and the curves of the report, while they grow.
+"""The live page: a list of the runs in a folder, and their reports while they grow.
 
-Invariants: it only reads, and only below the folder that it was given; what it shows is drawn by the report's own code;
-a page behind which nothing has changed costs a few `stat` calls and is not sent again.
+Invariants: it only reads, and only below its folder; pages are drawn by the code of the report; a page whose files have not
+changed costs a few `stat` calls and is not sent again.
 """

@@ -1,7 +1,7 @@
-"""Who may look: everybody where there are no keys, otherwise whoever has shown one.
+"""Access to the live page: everyone may open it if there are no keys, otherwise only who has sent a valid key.
 
-Invariants: a key in an address is answered by a redirect to the same address without it, never by a page; no script can
-read the cookie, and no other site makes a browser send it.
+Invariants: a key in an address is answered with a redirect to the same address without the key, never with a page; no script
+can read the cookie, and no other site can make a browser send it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rlhf_ray.report.live.pages import SHELL, Page
-from rlhf_ray.report.page import fill
+from rlhf_ray.report.live.pages import LAYOUT, Page
+from rlhf_ray.report.page import render_template
 from rlhf_ray.serving.guard import digest
 
 COOKIE = "rlhf_ray_key"
 PARAMETER = "key"
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": f"{LAYOUT.policy}; frame-ancestors 'none'",
+}
 
 
-class Door:
-    """ASGI middleware."""
+class KeyAuth:
+    """ASGI middleware that lets requests with a valid key pass: in the address, in the cookie or as a bearer token."""
 
     def __init__(self, app: ASGIApp, keys: Mapping[str, str] | None) -> None:
-        """`keys`: digest to name; None: everybody may look."""
+        """`keys`: name by digest of the key. None lets every request pass."""
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,52 +39,45 @@ class Door:
             await self.app(scope, receive, send)
             return
         request = Request(scope)
-        shown = request.query_params.get(PARAMETER)
-        if shown is not None:
-            answer = _enter(request, shown) if self._fits(shown) else respond(_refusal("This key is not known."))
+        key = request.query_params.get(PARAMETER)
+        if key is not None:
+            answer = _set_cookie(request, key) if self._is_valid(key) else _refusal("This key is not valid.")
             await answer(scope, receive, send)
-        elif self._fits(unquote(request.cookies.get(COOKIE, ""))) or self._fits(_bearer(request)):
+        elif self._is_valid(unquote(request.cookies.get(COOKIE, ""))) or self._is_valid(_bearer_token(request)):
             await self.app(scope, receive, send)
         else:
-            await respond(_refusal("Open the address that `rlhf-ray watch` printed, or enter a key."))(
-                scope, receive, send
-            )
+            answer = _refusal("Open the address that `rlhf-ray watch` printed, or enter a key.")
+            await answer(scope, receive, send)
 
-    def _fits(self, key: str) -> bool:
-        # Digests are compared by looking them up: how long that takes says nothing of a key.
-        return digest(key) in self.keys
+    def _is_valid(self, key: str) -> bool:
+        # A lookup of digests takes a time that tells nothing about the keys.
+        return self.keys is not None and digest(key) in self.keys
 
 
-def respond(page: Page, tag: str | None = None) -> Response:
-    """The page with the headers that all pages have."""
-    headers = {"cache-control": "no-cache, private", "vary": "cookie"} | SAFE_HEADERS
+def page_response(page: Page, tag: str | None = None) -> Response:
+    """A page with the headers that all pages have."""
+    headers = {"cache-control": "no-cache, private", "vary": "cookie"} | SECURITY_HEADERS
     if tag is not None:
         headers["etag"] = f'W/"{tag}"'
     return Response(page.body, page.status, headers, "text/html")
 
 
-SAFE_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "content-security-policy": f"{SHELL.policy}; frame-ancestors 'none'",
-}
+def _refusal(text: str) -> Response:
+    return page_response(Page(render_template("key.html.jinja", LAYOUT, text=text), 401))
 
 
-def _refusal(text: str) -> Page:
-    return Page(fill("key.html.jinja", SHELL, text=text), 401)
-
-
-def _bearer(request: Request) -> str:
+def _bearer_token(request: Request) -> str:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _enter(request: Request, key: str) -> Response:
+def _set_cookie(request: Request, key: str) -> Response:
+    """Redirect to the same address without the key, and keep the key in a cookie."""
     rest = urlencode([pair for pair in parse_qsl(request.url.query) if pair[0] != PARAMETER])
-    # Relative to what was asked for: behind a proxy only the browser knows the whole address.
+    # Relative to the requested address: behind a proxy only the browser knows the whole address.
     place = request.url.path.rpartition("/")[2] or "./"
-    answer = RedirectResponse(f"{place}?{rest}" if rest else place, 303, SAFE_HEADERS | {"cache-control": "no-store"})
+    headers = SECURITY_HEADERS | {"cache-control": "no-store"}
+    answer = RedirectResponse(f"{place}?{rest}" if rest else place, 303, headers)
     answer.set_cookie(
         COOKIE, quote(key, safe=""), path=f"{request.scope.get('root_path', '')}/", httponly=True, samesite="strict",
         secure=request.url.scheme == "https",

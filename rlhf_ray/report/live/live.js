@@ -1,6 +1,6 @@
 
-// Asks for this page again, and changes what is different; whatever a person has opened or is reading stays.
-const EVERY_MS = 2000;
+// Requests this page again and again, and replaces what has changed; what a person has opened or is reading stays.
+const INTERVAL_MS = 2000;
 const state = document.createElement("div");
 state.className = "live";
 state.setAttribute("role", "status");
@@ -8,14 +8,14 @@ document.body.append(state);
 
 let drawn = document.querySelector("main").cloneNode(true);
 let tag = null;
-let asking = false;
+let busy = false;
 let since = Date.now();
 
-function say(connected) {
+function showState(connected) {
   if (connected) since = Date.now();
   state.classList.toggle("lost", !connected);
   const seconds = Math.round((Date.now() - since) / 1000);
-  state.textContent = connected ? "live" : `no answer for ${seconds} s; trying again`;
+  state.textContent = connected ? "live" : `no answer for ${seconds} s; retrying`;
 }
 
 function keepState(old, fresh) {
@@ -48,7 +48,7 @@ function patch(live, before, after) {
   attachAll(fresh);
 }
 
-function tellAges() {
+function updateAges() {
   for (const element of document.querySelectorAll("time[data-at]")) {
     const seconds = Math.max(0, Math.round(Date.now() / 1000 - Number(element.dataset.at)));
     const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([s]) => seconds >= s) ?? [1, "s"];
@@ -57,9 +57,9 @@ function tellAges() {
   }
 }
 
-async function ask() {
-  if (asking || document.hidden) return;
-  asking = true;
+async function refresh() {
+  if (busy || document.hidden) return;
+  busy = true;
   try {
     const answer = await fetch(location.href, { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
     if (answer.status !== 304) {
@@ -71,17 +71,17 @@ async function ask() {
       drawn = next;
       tag = answer.headers.get("etag");
     }
-    say(true);
+    showState(true);
   } catch {
-    say(false);
+    showState(false);
   } finally {
-    asking = false;
-    tellAges();
+    busy = false;
+    updateAges();
   }
 }
 
-say(true);
-tellAges();
-setInterval(ask, EVERY_MS);
-document.addEventListener("visibilitychange", ask);
-ask();
+showState(true);
+updateAges();
+setInterval(refresh, INTERVAL_MS);
+document.addEventListener("visibilitychange", refresh);
+refresh();

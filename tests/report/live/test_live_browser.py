@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.report.live.service import LiveSite, SiteTaken
+from rlhf_ray.report.live.app import AlreadyWatched, LiveSite
 from rlhf_ray.runs.events import EventLog
 from rlhf_ray.runs.metrics import MetricsLog
 from rlhf_ray.runs.run_folder import RunFolder
@@ -139,7 +139,7 @@ def test_runs_are_chosen_compared_and_left_again(page, shows, run, other):
     other.grow()
     shows(page.locator("table.runs"), "4 of 50")
     assert page.locator("input:checked").count() == 2, "a refresh leaves what was chosen"
-    page.get_by_role("button", name="Show side by side").click()
+    page.get_by_role("button", name="Compare").click()
     shows(page.locator(".legend"), "another")
     assert page.locator("svg.chart[aria-label='Reward'] polyline").count() == 2
     shows(page.locator("#configuration"), "ppo.temperature")
@@ -190,7 +190,7 @@ def test_beside_another_application_a_key_is_needed(chromium, address, root, sho
     assert site.made_key is not None
     said = site.start()
     assert re.search(r"/watch/\?key=rlhf-", said)
-    with pytest.raises(SiteTaken, match="already"):
+    with pytest.raises(AlreadyWatched, match="already"):
         LiveSite.open(root, "127.0.0.1", 1, "KEYS_THAT_NOBODY_SET", shared=True)
     context = chromium.new_context(base_url=address)
     page = context.new_page()
@@ -198,7 +198,7 @@ def test_beside_another_application_a_key_is_needed(chromium, address, root, sho
         assert page.goto("watch/").status == 401
         assert run.folder.name not in page.content()
         page.get_by_label("key").fill(site.made_key)
-        page.get_by_role("button", name="Look").click()
+        page.get_by_role("button", name="Open").click()
         shows(page.locator("h1"), "1 run")
         assert page.url == f"{address}watch/" and site.made_key not in page.content()
         (cookie,) = context.cookies()
