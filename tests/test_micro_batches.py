@@ -1,4 +1,4 @@
-"""Plans of micro-batches: nothing lost, nothing twice, within budget, balanced; for any lengths and elements."""
+"""Micro-batch plans: each sequence exactly once, within the budget, balanced; for any lengths and elements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUDGET = st.integers(1, 1000)
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[np.ndarray, int, int, np.ndarray]:
-    """Lengths, ranks, budget, and how many sequences each element has."""
+    """Lengths, ranks, budget, and the number of sequences of each element."""
     lengths = np.asarray(draw(LENGTHS))
     cuts = draw(st.lists(st.integers(1, max(1, len(lengths) - 1)), max_size=30)) if len(lengths) > 1 else []
     elements = np.diff(sorted({0, *cuts, len(lengths)}))
@@ -69,7 +69,7 @@ def test_padded_tokens_stay_within_the_budget_unless_one_element_exceeds_it(prob
 
 @given(problems())
 def test_packed_micro_batches_are_full(problem):
-    """Nothing lost, elements together and in order, within the budget; no two of a rank would fit into one."""
+    """All sequences are planned, elements stay together, budgets hold, and no two micro-batches of a rank would fit into one."""
     lengths, ranks, budget, elements = problem
     plan = plan_micro_batches(lengths, ranks, budget, elements, packing=True)
     everything = np.concatenate([micro for rank in plan for micro in rank])
@@ -89,7 +89,7 @@ def test_packed_micro_batches_are_full(problem):
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=9), BUDGET)
 def test_no_other_cut_of_the_sorted_sequences_costs_less(lengths, budget):
-    """Padding and the overhead of each micro-batch together, against every way to cut."""
+    """The cost of padding and of micro-batches is the lowest of all ways to cut."""
     (plan,) = plan_micro_batches(np.asarray(lengths), 1, budget)
     ordered = sorted(lengths, reverse=True)
 

@@ -1,4 +1,4 @@
-"""What the console says before a run (placement) and after it (where everything is)."""
+"""What the console shows before a run (its placement) and after it (the results and their paths)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_ray.telemetry.console import console
 
 
 def print_placement(config: RunConfig) -> None:
-    """What the stages ask Ray for."""
+    """Print the resources that the stages need."""
     for stage, settings in (("sft", config.sft), ("reward_model", config.reward_model)):
         if stage in config.stages:
             workers = settings.learner.workers
@@ -24,7 +24,7 @@ def print_placement(config: RunConfig) -> None:
 
 
 def _bundles(config: RunConfig) -> Table:
-    """The bundles of the PPO stage, and who goes where."""
+    """The bundles of the PPO stage and their actors."""
     placement = config.ppo.placement
     plan = plan_placement(config.roles, placement.colocate, placement.strategy)
     table = Table(title=f"placement group of the PPO stage, strategy {plan.strategy}", title_justify="left")
@@ -40,7 +40,7 @@ def _bundles(config: RunConfig) -> Table:
 
 
 def print_summary(folder: RunFolder) -> None:
-    """The result, and where to look next."""
+    """Print the results and where they are."""
     if folder.evaluation.is_file():
         console.print(_comparison(json.loads(folder.evaluation.read_text())))
     policy = next((p for p in (folder.policy, folder.sft) if p.is_dir()), None)

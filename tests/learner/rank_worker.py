@@ -1,4 +1,4 @@
-"""One rank as a Ray actor that trains under any ZeRO stage, one after another: the production engine, model and objective."""
+"""One rank as a Ray actor that can train under several ZeRO stages in turn, with the production engine, model and objective."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RankWorker:
         return TokenLogprobs(load_causal_lm(model))
 
     def use(self, algorithm: AlgorithmConfig) -> None:
-        """Train with this from now on."""
+        """Use this setting for the next training."""
         self.algorithm = algorithm
 
     def objective(self) -> Objective:

@@ -1,4 +1,4 @@
-"""One real step of every recipe: rollouts of the real engine, the driver's own preparation and update, DeepSpeed learners."""
+"""One real step of every recipe: rollouts of the real engine, the driver's batch preparation and update, DeepSpeed learners."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.types import Experience, Prompt, Rollout, Score
 from tests.recipes import RECIPES, load_recipe
 
-# Ray's workers cannot import a test: its classes travel with their code.
+# Ray's workers cannot import a test, so its classes are sent with their code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PROMPTS, SAMPLES, LIMIT, VOCABULARY = 4, 4, 48, 300
@@ -55,11 +55,11 @@ BESIDE = {
     ],
     "truncated responses left out": ["ppo.algorithm.filter_truncated=true"],
 }  # fmt: skip
-"""Further combinations, as overrides of the recipe PPO."""
+"""More combinations, as overrides of the recipe PPO."""
 
 
 class FreshLearner(Learner):
-    """A learner that starts over from its model folder in the same process, with another algorithm."""
+    """A learner that restarts from its model folder in the same process with another algorithm."""
 
     def restart(self, algorithm: AlgorithmConfig) -> None:
         self.spec = replace(self.spec, algorithm=algorithm)
@@ -69,7 +69,7 @@ class FreshLearner(Learner):
 
 @dataclass(frozen=True)
 class Stand:
-    """What all steps share."""
+    """The parts that all steps share."""
 
     experiences: list[Experience]
     policy: LearnerGroup
@@ -160,7 +160,7 @@ async def step(stand: Stand, config: PpoConfig, folder: Path) -> tuple[float, di
 
 @pytest.mark.parametrize("name", [*RECIPES, *BESIDE])
 def test_one_step_of_every_algorithm(stand: Stand, tmp_path: Path, name: str) -> None:
-    """Oracle 24 and item 24 of the checklist for each: it starts at ratio 1, nothing is clipped, and it gains what it wants."""
+    """Oracle 24 for each recipe: the first ratio is 1, nothing is clipped, and the step increases the objective."""
     changes = ["ppo.algorithm.overlong.buffer_tokens=24"] if name == "DAPO" else BESIDE.get(name, [])
     config = load_recipe(name if name in RECIPES else "PPO", tmp_path, [*SMALL, *changes]).ppo
     gain, metrics = asyncio.run(step(stand, config, tmp_path / "run"))
@@ -177,7 +177,7 @@ def test_one_step_of_every_algorithm(stand: Stand, tmp_path: Path, name: str) ->
 
 
 def test_the_rollouts_are_worth_comparing(stand: Stand) -> None:
-    """Otherwise the steps above would have nothing to learn from, and filters nothing to filter."""
+    """Without this the steps above would learn nothing and the filters would filter nothing."""
     assert {e.rollout.finish_reason for e in stand.experiences} == {"stop", "length"}
     assert len({len(e.rollout) for e in stand.experiences}) > 2
     assert np.std([e.score.total for e in stand.experiences]) > 0.01

@@ -30,7 +30,7 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="module")
 def workers(ray_cluster):
-    """One of world size 1, two of world size 2."""
+    """One rank of world size 1, and two of world size 2."""
     started = [
         ray.remote(DiscriminatorRankWorker).options(num_cpus=0, runtime_env=ENV).remote(rank, world)
         for rank, world in ((0, 1), (0, 2), (1, 2))
@@ -44,7 +44,7 @@ def workers(ray_cluster):
 
 @pytest.fixture(scope="module")
 def control(workers, tiny_model, batch):
-    """One rank, one padded micro-batch, no sharding."""
+    """The result of one rank with one padded micro-batch and no sharding."""
     return ray.get(workers[0].train.remote(str(tiny_model), 0, batch, 10_000, STEPS))
 
 
@@ -63,12 +63,12 @@ def test_oracles_16_and_18_two_ranks_train_as_one(workers, control, tiny_model, 
 
 
 def test_oracle_17_accumulation(workers, control, tiny_model, batch):
-    """One sequence per micro-batch: most have a single side in them."""
+    """One sequence per micro-batch, which has demonstrations or samples but not both."""
     assert_same(ray.get(workers[0].train.remote(str(tiny_model), 0, batch, 1, STEPS)), control)
 
 
 def test_more_ranks_than_a_side_has_sequences(workers, tiny_model, batch):
-    """A rank with a demonstration and one with a sample."""
+    """One rank has a demonstration and the other a sample."""
     few = told_apart(*(scored_at_end(part.token_ids, part.lengths) for part in (batch.select([0]), batch.select([4]))))
     expected = ray.get(workers[0].train.remote(str(tiny_model), 0, few, 10_000, STEPS))
     for result in ray.get([worker.train.remote(str(tiny_model), 3, few, 10_000, STEPS) for worker in workers[1:]]):
@@ -76,6 +76,6 @@ def test_more_ranks_than_a_side_has_sequences(workers, tiny_model, batch):
 
 
 def test_the_comparison_means_something(control):
-    """It starts at log 2, of both sides, learns, and the backbone learns with it."""
+    """The loss starts at log 2 for both sides, and the discriminator learns with its backbone."""
     assert control[2][0] == pytest.approx(np.log(2), abs=0.01) and control[2][-1] < control[2][0] - 0.01
     assert sum(float(np.abs(g).max()) > 1e-5 for g in control[0].values()) > 5

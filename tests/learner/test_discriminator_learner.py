@@ -39,13 +39,13 @@ def group(ray_cluster, tiny_model) -> Iterator[LearnerGroup]:
 
 
 def sequences(*counts: tuple[int, int]):
-    """`(token, times)`: the prompt 7 8 and the answer `token token`, so many times."""
+    """For each `(token, times)`: the prompt 7 8 and the answer `token token`, repeated `times` times."""
     ids = [token for token, times in counts for _ in range(times) for token in (7, 8, token, token)]
     return scored_at_end(np.asarray(ids, dtype=np.int32), np.full(len(ids) // 4, 4, dtype=np.int64))
 
 
 def test_it_scores_the_last_token(group, tiny_model):
-    """Over two ranks, in the order of the batch."""
+    """Scores over two ranks are in the order of the batch."""
     rng = np.random.default_rng(0)
     lengths = np.asarray([9, 3, 30, 4, 17])
     batch = scored_at_end(rng.integers(3, 300, size=lengths.sum()).astype(np.int32), lengths)
@@ -63,7 +63,7 @@ def test_it_scores_the_last_token(group, tiny_model):
 
 
 def test_oracle_22_it_converges_to_the_log_ratio(group):
-    """Three answers that demonstrations and samples have 6 : 3 : 1 and 1 : 3 : 6 times."""
+    """Three answers whose frequencies are 6 : 3 : 1 in demonstrations and 1 : 3 : 6 in samples."""
 
     async def learn() -> np.ndarray:
         batch = told_apart(sequences((20, 6), (30, 3), (40, 1)), sequences((20, 1), (30, 3), (40, 6)))
@@ -84,7 +84,7 @@ def experiences(token: int, count: int) -> list[Experience]:
 
 
 def test_it_learns_until_it_is_accurate_enough_and_goes_on_from_a_checkpoint(ray_cluster, tiny_model, tmp_path):
-    """Samples that are nothing like the demonstrations: from a coin to never wrong, and then not one update more."""
+    """Samples that differ clearly from the demonstrations: accuracy rises from one half to 1, and then no more updates follow."""
     ppo = PpoConfig.model_validate(
         {
             "steps": 50, "batch_size": 8, "reward": {"model": None},

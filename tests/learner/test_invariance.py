@@ -26,7 +26,7 @@ def batch(tiny_model):
 
 @pytest.fixture(scope="module")
 def single(ray_cluster):
-    """World size 1."""
+    """A rank with world size 1."""
     worker = ray.remote(RankWorker).options(num_cpus=0, runtime_env=ENV).remote(0, 1)
     ray.get(worker.join.remote(ray.get(worker.free_port.remote())))
     yield worker
@@ -35,7 +35,7 @@ def single(ray_cluster):
 
 @pytest.fixture(scope="module")
 def pair(ray_cluster):
-    """World size 2."""
+    """Two ranks with world size 2."""
     workers = [ray.remote(RankWorker).options(num_cpus=0, runtime_env=ENV).remote(rank, 2) for rank in range(2)]
     port = ray.get(workers[0].free_port.remote())
     ray.get([worker.join.remote(port) for worker in workers])
@@ -46,7 +46,7 @@ def pair(ray_cluster):
 
 @pytest.fixture(scope="module")
 def control(single, tiny_model, batch):
-    """One rank, one micro-batch, no sharding."""
+    """The result of one rank with one micro-batch and no sharding."""
     return ray.get(single.train.remote(str(tiny_model), 0, batch, 10_000, STEPS))
 
 
@@ -57,7 +57,7 @@ def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> f
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_oracle_16_two_ranks_train_as_one(pair, control, tiny_model, batch, stage):
-    """Unequal lengths over two ranks, several micro-batches, every ZeRO stage: the same gradients and parameters."""
+    """Unequal lengths over two ranks, several micro-batches and every ZeRO stage give the same gradients and parameters."""
     calls = [worker.train.remote(str(tiny_model), stage, batch, 40, STEPS) for worker in pair]
     for gradients, parameters, losses, norms in ray.get(calls):
         assert differences(gradients, control[0]) < 1e-5
@@ -68,7 +68,7 @@ def test_oracle_16_two_ranks_train_as_one(pair, control, tiny_model, batch, stag
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_oracle_18_two_packing_ranks_train_as_one_that_pads(pair, control, tiny_model, batch, stage):
-    """Packed micro-batches over two ranks under every ZeRO stage against one rank's single padded one."""
+    """Packed micro-batches over two ranks under every ZeRO stage against one padded micro-batch on one rank."""
     calls = [worker.train.remote(str(tiny_model), stage, batch, 40, STEPS, packing=True) for worker in pair]
     for gradients, parameters, losses, norms in ray.get(calls):
         assert differences(gradients, control[0]) < 1e-5
@@ -99,13 +99,13 @@ def test_the_update_is_a_function_of_the_global_batch(single, pair, tiny_model, 
 
 
 def test_gradients_are_not_trivially_equal(control):
-    """The comparison above means something: there is a gradient, and training moved the parameters and the loss."""
+    """The comparison above is meaningful: there is a gradient, and training changed the parameters and the loss."""
     assert max(float(np.abs(g).max()) for g in control[0].values()) > 1e-3
     assert abs(control[2][0] - control[2][-1]) > 1e-3
 
 
 def test_more_ranks_than_sequences(pair, single, tiny_model):
-    """A rank without a sequence takes part in every collective and adds nothing."""
+    """A rank without sequences takes part in every collective operation and contributes nothing."""
     lonely = ragged_batch(np.random.default_rng(1), 300, [12])
     expected = ray.get(single.train.remote(str(tiny_model), 0, lonely, 10_000, 2))
     for gradients, parameters, losses, _ in ray.get(
@@ -133,7 +133,7 @@ FAMILY = {
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_oracle_16_of_the_whole_family(pair, single, tiny_model, batch, name):
-    """Two ranks, ZeRO 2 and several micro-batches against one rank, no sharding and one: every kind of loss."""
+    """Every kind of loss: two ranks, ZeRO 2 and several micro-batches against one rank, no sharding and one micro-batch."""
     rng, count = np.random.default_rng(3), int(batch.target_mask.sum())
     old, engine = (-np.log(300) + rng.normal(scale=0.3, size=(2, count))).astype(np.float32)
     columns = batch.with_columns(old_logprobs=old, rollout_logprobs=engine)
@@ -153,7 +153,7 @@ def test_oracle_16_of_the_whole_family(pair, single, tiny_model, batch, name):
 
 
 def test_oracle_17_accumulation(single, control, tiny_model, batch):
-    """One sequence per micro-batch is the same as all in one."""
+    """One sequence per micro-batch gives the same as all in one micro-batch."""
     gradients, parameters, losses, norms = ray.get(single.train.remote(str(tiny_model), 0, batch, 1, STEPS))
     assert differences(gradients, control[0]) < 1e-5
     assert differences(parameters, control[1]) < 1e-4
@@ -161,7 +161,7 @@ def test_oracle_17_accumulation(single, control, tiny_model, batch):
 
 
 def test_oracle_18_batch_mates_and_padding(single, tiny_model):
-    """A batch mate of weight zero that is much longer pads everything else and changes nothing."""
+    """A much longer sequence of weight zero pads all others and changes nothing."""
     rng = np.random.default_rng(2)
     short = ragged_batch(rng, 300, [5, 9, 7])
     with_mate = ragged_batch(np.random.default_rng(2), 300, [5, 9, 7, 60])

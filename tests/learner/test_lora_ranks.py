@@ -1,4 +1,4 @@
-"""A learner of adapters on the real engine: ranks, sharding and packing change nothing; its state is the adapters' alone."""
+"""A learner with adapters on the real engine: ranks, sharding and packing change nothing, and checkpoints hold adapters only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH
 
 
 class LoraRank(RankWorker):
-    """A rank whose learner can be left and taken up again."""
+    """A rank whose learner can be closed and restored."""
 
     def start(self, model: str, stage: int) -> None:
         config = LearnerConfig(
@@ -31,7 +31,7 @@ class LoraRank(RankWorker):
         )
 
     def steps(self, batch: Batch, count: int) -> list[float]:
-        """Losses, of steps over all sequences on each rank."""
+        """Take steps over all sequences on each rank; returns the losses."""
         everything = [np.arange(len(batch))]
         return [self.learner.step(batch, everything, self.objective(), 1e-3).loss for _ in range(count)]
 
@@ -50,7 +50,7 @@ class LoraRank(RankWorker):
 
 
 def written_numbers(folder: Path) -> int:
-    """How many there are in the tensors of a checkpoint."""
+    """The number of elements in the tensors of a checkpoint."""
 
     def within(state: object) -> int:
         if isinstance(state, torch.Tensor):
@@ -68,7 +68,7 @@ def batch(tiny_model):
 
 @pytest.fixture(scope="module")
 def world(ray_cluster):
-    """A function from the number of ranks to as many that have joined."""
+    """A function that starts the given number of ranks."""
     started: dict[int, list] = {}
 
     def of(size: int) -> list:
@@ -97,7 +97,7 @@ def control(world, tiny_model, batch):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_oracle_16_of_adapters(world, control, tiny_model, batch, stage):
-    """Two packing ranks under every ZeRO stage against one that pads: gradients of the adapters, merged weights, losses."""
+    """Gradients of adapters, merged weights and losses: two packing ranks under every ZeRO stage against one padding rank."""
     calls = [w.train.remote(str(tiny_model), stage, batch, 40, 5, packing=True, lora=LORA) for w in world(2)]
     for gradients, parameters, losses, norms in ray.get(calls):
         assert all("lora" in name for name in gradients)
@@ -115,7 +115,7 @@ def test_it_learns(control):
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
 def test_it_goes_on_bit_exactly_from_the_adapters_alone(world, tiny_model, batch, tmp_path, ranks, stage):
-    """Two steps, a checkpoint, two steps; then, from that checkpoint on a fresh model, the same two steps."""
+    """Two steps, a checkpoint, two steps; then the same two steps from the checkpoint on a fresh model."""
     workers = world(ranks)
 
     def on_all(method: str, *arguments: object) -> list:
@@ -132,7 +132,7 @@ def test_it_goes_on_bit_exactly_from_the_adapters_alone(world, tiny_model, batch
     assert all((again[name] == adapters[name]).all() for name in adapters)
     trained = sum(array.size for array in adapters.values())
     assert on_all("trained_parameters") == [trained] * ranks
-    # The adapters, their fp32 masters under sharding, and Adam's two averages; on each rank at most once.
+    # The adapters, their fp32 masters under sharding, and Adam's two averages, at most once on each rank.
     assert trained < written_numbers(tmp_path) < ranks * 4 * trained * 1.1
 
 

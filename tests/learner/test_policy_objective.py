@@ -1,4 +1,4 @@
-"""The policy's objective on a bigram model in double precision: every combination is the same sum however it is cut.
+"""The policy objective on a bigram model in double precision: the sum does not depend on how the batch is cut.
 
 Oracles 16 to 18 on the pure level: ranks and micro-batches are parts of a batch, whatever they are called.
 """
@@ -27,7 +27,7 @@ AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
 
 
 class Bigram(nn.Module):
-    """Logits of a token from the one before it."""
+    """The logits of a token depend on the token before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Bigram(nn.Module):
 
 
 def sequences(seed: int, counts: list[int]) -> Batch:
-    """Two prompt tokens, then so many targets; a hole (a tool's answer) in the longer ones."""
+    """Two prompt tokens, then the given number of targets; longer sequences have a gap (a tool's answer)."""
     rng = np.random.default_rng(seed)
     masks = [np.asarray([False, False, True] + ([False] if n > 2 else []) + [True] * (n - 1)) for n in counts]
     return pack_sequences([rng.integers(0, VOCABULARY, len(mask)) for mask in masks], masks)
@@ -58,7 +58,7 @@ def minibatch(seed: int, counts: list[int], aggregation: str) -> Batch:
 
 
 def algorithm(**choices: Any) -> AlgorithmConfig:
-    """Any combination, also one that a config would refuse: the mathematics must hold for all."""
+    """Any combination, also one that a config would refuse, because the mathematics must hold for all."""
     kl = KLConfig(placement="loss", estimator="k3", importance_weighted=choices.pop("weighted_kl", False))
     return AlgorithmConfig().model_copy(update={"kl": kl, "clip_low": 0.2, "clip_high": 0.3, **choices})
 
@@ -70,7 +70,7 @@ def padded(part: Batch, pad_id: int) -> ModelInput:
 
 
 def loss_and_gradient(parts: list[Batch], config: AlgorithmConfig, pad_id: int = 0) -> tuple[float, np.ndarray, dict]:
-    """Sums over the parts."""
+    """Sum the results over the parts."""
     model, objective = Bigram(), policy_objective(config, BETA)
     total, diagnostics = 0.0, None
     for part in parts:
@@ -147,7 +147,7 @@ CORRECTIONS = [
 
 @pytest.mark.parametrize(("bound", "level", "expected"), CORRECTIONS)
 def test_the_configured_correction_weighs_the_policy_loss_and_nothing_else(bound, level, expected):
-    """One sequence after another, with the weights written down: Σ weights·(w·loss + β·k3)."""
+    """One sequence after another with explicit weights: Σ weights·(w·loss + β·k3)."""
     batch = minibatch(4, [5, 1, 4, 2, 6], "token_mean")
     config = algorithm(correction=bound, correction_level=level, correction_bounds=(0.7, 1.3), weighted_kl=True)
     model, total = Bigram(), 0.0

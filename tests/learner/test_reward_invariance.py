@@ -39,7 +39,7 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="module")
 def workers(ray_cluster):
-    """One of world size 1, two of world size 2."""
+    """One rank of world size 1, and two of world size 2."""
     started = [
         ray.remote(RewardRankWorker).options(num_cpus=0, runtime_env=ENV).remote(rank, world, CONFIG)
         for rank, world in ((0, 1), (0, 2), (1, 2))
@@ -71,7 +71,7 @@ def test_oracle_16_two_ranks_train_as_one(workers, control, tiny_model, batch, s
 
 
 def test_oracle_17_accumulation(workers, control, tiny_model, batch):
-    """One ranking per micro-batch."""
+    """One ranking per micro-batch changes nothing."""
     gradients, parameters, _, _ = ray.get(workers[0].train.remote(str(tiny_model), 0, batch, 1, STEPS))
     assert differences(gradients, control[0]) < 1e-5
     assert differences(parameters, control[1]) < 1e-4

@@ -1,4 +1,4 @@
-"""Objectives of a reward model on a table of rewards: what they learn, and that no cut of a minibatch matters."""
+"""The objectives of a reward model on a table of rewards: what they learn, and that cutting a minibatch changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Table(nn.Module):
 
 
 def batch_of(items: list[list[int]], labels: list[list[list[float]]], weights: list[float] | None = None) -> Batch:
-    """One element per entry: its sequences' items and labels. Sequence lengths differ, so that plans cut somewhere."""
+    """One element for each entry: the items and labels of its sequences. The lengths differ."""
     sequences = [np.asarray([0] * (1 + item % 3) + [item]) for element in items for item in element]
     packed = pack_sequences(sequences, [np.arange(len(s)) == len(s) - 1 for s in sequences])
     starts = np.concatenate([np.arange(len(element)) == 0 for element in items])
@@ -57,7 +57,7 @@ def pairs(rows: list[tuple[int, int, float]], group: float = 0, annotator: float
 
 
 def concatenate(*batches: Batch) -> Batch:
-    """Every batch counts the same."""
+    """Train on the batches; each has the same weight."""
     names = ("token_ids", "lengths", "target_mask", "element_starts", "labels")
     merged = {name: np.concatenate([getattr(b, name) for b in batches]) for name in names}
     return Batch(**merged, weights=np.concatenate([b.weights for b in batches]) / len(batches))
@@ -76,7 +76,7 @@ def fit(objective: RewardObjective, model: Table, batch: Batch) -> None:
 
 
 def everybodys_pairs(worth: np.ndarray, group: float) -> Batch:
-    """All pairs of items with the true probability as a soft label: what infinitely many labels say."""
+    """All pairs of items with the true probability as a soft label, like infinitely many labels."""
     rows = [(i, j, 1 / (1 + np.exp(worth[j] - worth[i]))) for i, j in combinations(range(len(worth)), 2)]
     return pairs(rows, group)
 
@@ -86,7 +86,7 @@ TASTE = np.asarray([0.0, -1.5, 0.5, 1.0])
 
 
 def learned_of_groups(shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Differences to item 0, of r_0 and of both groups [2, items]; group 1 has the taste, group 2 its opposite."""
+    """Differences to item 0 of r_0 and of both groups [2, items]; the groups have opposite preferences."""
     config = RewardModelConfig(centring=0.0, groups=GroupsConfig(shrinkage=shrinkage))
     heads = RewardHeads({"reward": 1.0}, ("cooks", "guests"))
     model = Table(4, len(heads))
@@ -201,7 +201,7 @@ def test_scores_of_groups_have_a_difference_for_each_aspect():
 
 
 def test_reliability_is_learned_only_from_training():
-    """What is measured is not observed; the annotator whose labels contradict all others' loses trust."""
+    """Measuring does not update reliabilities. The annotator who contradicts all others becomes less reliable."""
     config = RewardModelConfig(reliability=ReliabilityConfig(strength=5.0))
     objective = RewardObjective(config, ONE, annotators=2)
     model = Table(2, 1)
@@ -246,7 +246,7 @@ PROBLEMS = {
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("budget", [1, 20, 1000])
 def test_oracles_16_to_18_no_cut_of_the_minibatch_changes_loss_gradient_or_metrics(problem, ranks, budget):
-    """Ranks, accumulation, padding, batch mates: whole elements of unequal sizes and weights, every kind."""
+    """Ranks, accumulation and padding change nothing, for elements of unequal sizes and weights and every kind of feedback."""
     config, heads, items, labels = PROBLEMS[problem]
     batch = batch_of(items, labels, weights=[1.0 + i for i in range(len(items))])
     objective = RewardObjective(config, heads, annotators=3)

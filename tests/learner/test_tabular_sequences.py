@@ -19,7 +19,7 @@ from rlhf_ray.learner.group import LearnerGroup
 
 EOS, BETA, STEPS, RATE = 0, 0.5, 150, 5e-3
 RESPONSES = [(EOS,), *((a, b) for a, b in itertools.product((1, 2), (EOS, 1, 2)))]
-"""All responses of at most two tokens over three, ended by EOS or by the limit."""
+"""All responses of at most two tokens from a vocabulary of three, ended by EOS or by the limit."""
 REWARDS = np.asarray([0.2, 1.0, -0.5, 0.3, -1.0, 0.6, 0.1], dtype=np.float32)
 
 
@@ -47,7 +47,7 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
 
 async def train(model: str) -> tuple[np.ndarray, np.ndarray]:
     """(π after training, π_ref), over `RESPONSES`. Each step is exact: every sequence, weighted by its probability."""
-    # Two words: attention over one word repeated could not tell the prompt from the response.
+    # Two words, because attention over one repeated word could not distinguish prompt and response.
     prompt = np.asarray([1, 2], dtype=np.int32)
     batch = pack_sequences(
         [np.concatenate([prompt, response]) for response in RESPONSES],

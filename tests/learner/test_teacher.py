@@ -1,4 +1,4 @@
-"""A teacher beside the policy on the real learners: what it teaches does not depend on ranks, sharding or micro-batches."""
+"""A teacher in the real learners: the result does not depend on ranks, sharding or micro-batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlhf_ray.models.heads import TargetLogits, TokenLogprobs
 from rlhf_ray.models.loading import load_causal_lm
 from tests.learner.rank_worker import RankWorker, ragged_batch
 
-# Ray's workers cannot import a test: its classes travel with their code.
+# Ray's workers cannot import a test, so its classes are sent with their code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 ALONE = AlgorithmConfig(advantage="none", kl=KLConfig(placement="none"))
@@ -60,7 +60,7 @@ def train(world: int, *arguments) -> list[tuple]:
 
 
 def test_ranks_and_sharding_change_nothing(ray_cluster, tiny_model, tiny_teacher, batch):
-    """Oracle 16: one rank, whole; two ranks with shares of policy and teacher, and other micro-batches, packed."""
+    """Oracle 16: one unsharded rank against two ranks with sharded policy and teacher and other, packed micro-batches."""
     models = (str(tiny_model), str(tiny_teacher))
     ((gradients, parameters, losses, _),) = train(1, *models, 0, batch, 8192, 5)
     assert losses[-1] < 0.9 * losses[0], "it learns"

@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN: what PyTorch's own give, forward and backward, and only where they apply."""
+"""Linear layers through oneDNN give the results of PyTorch's own, forward and backward, and are used only where they apply."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_results_and_gradients_are_those_of_a_plain_layer(bias, shape):
 
 
 def test_gradient_of_a_plain_sum():
-    """Its incoming gradient is one number expanded to a matrix."""
+    """The incoming gradient of a sum is one number expanded to a matrix."""
     gradients = []
     for layer in pair():
         layer(torch.ones(3, 48)).sum().backward()

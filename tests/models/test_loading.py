@@ -1,4 +1,4 @@
-"""Model folders: what is refused, and what a loaded model is like."""
+"""Model folders that are refused, and the properties of loaded models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf_ray.models.loading import NotAModel, check_model_folder, load_causal_l
 
 @pytest.fixture
 def copy(tiny_model, tmp_path) -> Path:
-    """A model folder to spoil."""
+    """A copy of the model folder, for damaging."""
     return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
 
 
@@ -42,7 +42,7 @@ def test_folders_that_are_no_models(copy, tmp_path):
 
 
 def test_pickled_weights_are_not_loaded(tiny_model, copy):
-    """Not even where somebody skipped the check."""
+    """Loading refuses it also without the check."""
     (copy / "model.safetensors").unlink()
     torch.save(load_causal_lm(tiny_model).state_dict(), copy / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):

@@ -1,4 +1,4 @@
-"""Adapters: what they compute, how they are merged and written, against `peft` and transformers themselves."""
+"""Adapters compared with `peft` and transformers: outputs, merging, saved folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKENS = torch.arange(3, 40)[None]
 
 
 def adapted(folder: Path, config: LoraConfig = CONFIG, trained: bool = True) -> nn.Module:
-    """A model with adapters, as if it had been trained: B is not zero."""
+    """A model with adapters whose B is not zero, as after training."""
     model = add_adapters(load_causal_lm(folder), config, seed=0)
     if trained:
         generator = torch.Generator().manual_seed(1)
@@ -60,7 +60,7 @@ def test_it_begins_as_the_model_that_it_began_from(tiny_model):
 
 def test_the_seed_decides_the_beginning(tiny_model):
     def beginning(seed: int) -> torch.Tensor:
-        torch.manual_seed(torch.seed())  # whatever ran before
+        torch.manual_seed(torch.seed())  # the test must not depend on earlier random state
         model = add_adapters(load_causal_lm(tiny_model), CONFIG, seed)
         return torch.cat([w.value().flatten() for w in adapter_weights(model)])
 
@@ -80,7 +80,7 @@ def test_gradients_reach_the_adapters_and_nothing_else(tiny_model):
 
 
 def test_merged_weights_are_pefts_own_merge(tiny_model, tmp_path):
-    """And have the names, the order and the shapes of a model without adapters."""
+    """They have the names, order and shapes of a model without adapters."""
     model = adapted(tiny_model)
     ours = {weight.name: weight.value() for weight in weights_of(model)}
     adapter = tmp_path / "adapter"
@@ -108,7 +108,7 @@ def test_merging_takes_the_scale_from_the_config(tiny_model):
 
 
 def test_both_folders_are_the_model(tiny_model, tmp_path):
-    """The merged one for whoever knows nothing of adapters, the other for `peft`."""
+    """The merged folder loads without adapter support, and the other one with `peft`."""
     model = written(tiny_model, tmp_path / "policy")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     base = AutoModelForCausalLM.from_pretrained(tiny_model)

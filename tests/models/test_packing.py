@@ -1,4 +1,4 @@
-"""Packing is padding (oracle 18): every head, both layouts, values and gradients; and what cannot be packed is refused."""
+"""Packing gives the same as padding (oracle 18) for every head, values and gradients; unsuitable models are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def heads(dtype: torch.dtype) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Each head twice, with the same weights: one that reads padded, one that reads packed input."""
+    """Each head twice with the same weights: one reads padded and the other packed input."""
     torch.manual_seed(0)
     language, scalar = LlamaConfig(**SIZES), LlamaConfig(**SIZES, num_labels=2)
     one_row = LlamaConfig(**SIZES, num_labels=1)
@@ -83,7 +83,7 @@ def test_oracle_18_packing_is_padding(name, dtype, lengths, seed):
     padded, packed = HEADS[dtype][name]
     theirs, their_gradients = measure(padded, pad(batch), seed)
     ours, our_gradients = measure(packed, pack(batch), seed)
-    # Heads answer in float32 whatever the model computes in.
+    # Heads return float32 for any dtype of the model.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=max(TOLERANCE[dtype], 1e-5))
     assert len(our_gradients) == len(their_gradients) > 10
     for mine, yours in zip(our_gradients, their_gradients, strict=True):
@@ -92,7 +92,7 @@ def test_oracle_18_packing_is_padding(name, dtype, lengths, seed):
 
 
 def test_neighbours_and_their_order_change_nothing():
-    """A sequence gives the same alone, first, or last in a row."""
+    """A sequence gives the same alone, first or last in a row."""
     _, head = HEADS[torch.float32]["logprobs"]
     batch = ragged([9, 17, 3], 1)
     counts = batch.target_counts
@@ -106,7 +106,7 @@ def test_neighbours_and_their_order_change_nothing():
 
 
 def test_gradient_checkpointing_recomputes_within_the_boundaries():
-    """The backward pass is another forward pass, which must know them, too."""
+    """With checkpointing the backward pass repeats the forward pass, which needs the boundaries again."""
     plain, packed = (copy.deepcopy(head) for head in HEADS[torch.float32]["logprobs"])
     packed.model.gradient_checkpointing_enable({"use_reentrant": False})
     packed.train()
@@ -118,7 +118,7 @@ def test_gradient_checkpointing_recomputes_within_the_boundaries():
 
 
 def test_a_model_that_looks_across_sequences_is_refused(monkeypatch):
-    """Attention over the whole row is what a model without this attention would do."""
+    """A model without this attention would attend over the whole row."""
 
     def across(module, query, key, value, attention_mask, packed_lengths=None, **settings):
         return sdpa(module, query, key, value, None, **settings)
@@ -139,7 +139,7 @@ def test_kinds_of_layers_that_mix_are_refused():
 
 
 def test_attention_that_is_not_told_the_boundaries_raises():
-    """Not a row of one sequence in silence."""
+    """The row must not be read as one sequence silently."""
     _, head = HEADS[torch.float32]["logprobs"]
     with pytest.raises(NotPackable, match="does not pass the lengths of sequences to its attention"):
         head(pad(ragged([4, 6], 0)))

@@ -1,4 +1,4 @@
-"""Rows of a reward model: what they are called, how they make a reward, and that a plain folder holds all of it."""
+"""Rows of a reward model: their names, how they are combined to a reward, and that a plain folder holds all of this."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_other_peoples_models():
 
 @pytest.fixture
 def trained(tiny_model, tmp_path) -> Path:
-    """A folder with six rows that differ."""
+    """A folder with six different rows."""
     model = load_reward_model(tiny_model, ASPECTS, seed=1)
     with torch.no_grad():
         model.score.weight.normal_(generator=torch.Generator().manual_seed(2))
@@ -105,7 +105,7 @@ def test_a_reading_is_one_row_with_its_normalisation(trained, reading):
 
 
 def test_a_joined_model_can_be_saved_and_read_again(trained, tmp_path):
-    """As a value model is that starts from a reward model of several rows."""
+    """This is how a value model starts from a reward model with several rows."""
     joined = load_scalar_model(trained)
     joined.save_pretrained(tmp_path / "value")
     assert torch.equal(load_scalar_model(tmp_path / "value").score.weight, joined.score.weight)

@@ -1,4 +1,4 @@
-"""Which cluster a command talks to, and what it says of an address that is none."""
+"""Which cluster a command uses, and how it refuses invalid addresses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlhf_ray.runtime.cluster import NotAttached, attach
 
 
 class JobsApi(BaseHTTPRequestHandler):
-    """As much of a dashboard as a list of no jobs takes."""
+    """The part of a dashboard that lists no jobs."""
 
     def do_GET(self) -> None:
         body = json.dumps({"ray_version": ray.__version__} if self.path == "/api/version" else []).encode()
@@ -33,7 +33,7 @@ class JobsApi(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def jobs_api() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """Says nothing of a cluster or a token."""
+    """An environment without a cluster and a token."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -52,7 +52,7 @@ ROLES = {
 
 
 def test_actors_run_where_and_as_they_were_placed(ray_cluster):
-    """In their bundles, with their threads and environment; and what was reserved is given back."""
+    """Actors run in their bundles with their threads and environment, and the resources are released afterwards."""
     import ray
     from ray.util.placement_group import placement_group_table
 
@@ -84,7 +84,7 @@ def test_more_than_the_cluster_has_is_refused_at_once(ray_cluster):
 
 
 def test_what_no_single_node_can_hold_is_refused_after_the_wait(ray_cluster):
-    """Two bundles on different nodes, of which there is one; nothing stays reserved."""
+    """Two bundles need different nodes and there is only one node. Nothing stays reserved."""
     import ray
 
     roles = {"policy": Workers(count=2, cpus=0.5)}

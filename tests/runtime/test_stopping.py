@@ -1,4 +1,4 @@
-"""A run that is asked to end early."""
+"""Stopping a run early, and running coroutines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_sigterm_makes_the_request_while_coroutines_wait_and_the_old_handler_com
 
 
 async def in_an_event_loop(work):
-    """What a notebook's cell does: a plain call while the loop runs."""
+    """A plain call while an event loop runs, as in a notebook."""
     return run_coroutine(work)
 
 

@@ -1,4 +1,4 @@
-"""What is refused before anything starts although the config by itself is valid."""
+"""Runs that are refused before anything starts, although the config itself is valid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhf_ray.stages import checks
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    """As before a run starts its private cluster, though other tests may have one."""
+    """Pretend that no Ray cluster is connected, as before a run starts its own."""
     monkeypatch.setattr(checks.ray, "is_initialized", lambda: False)
 
 
@@ -82,7 +82,7 @@ def test_sequences_longer_than_the_model_reads(tiny_model):
 
 
 def test_models_with_different_tokenizers(tiny_model, tmp_path):
-    """A reward model of another vocabulary would read the policy's token ids as something else."""
+    """A reward model with another vocabulary would misread the policy's token ids."""
     other = tmp_path / "other"
     build_tiny_model(other, ["other words entirely, for another tokenizer"] * 20, vocab_size=310, hidden_size=64, layers=1,
                      heads=2, kv_heads=1, max_positions=128)  # fmt: skip
@@ -105,7 +105,7 @@ def test_reward_models_without_the_reward_that_is_asked_for(tiny_model, tmp_path
 
 
 def test_a_name_that_is_neither_folder_nor_model(tiny_model, monkeypatch):
-    """One slash looks like a hub's name; offline it must be refused now and not after hours."""
+    """A path with one slash looks like a hub name. Offline it must be refused at once, not after hours."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "is not a folder on this machine" in refused(NotAModel, "runs/sftt", LIGHT)
 

@@ -1,4 +1,4 @@
-"""The figures of `evaluation.json`: win rates, intervals, and what is said where something is not known."""
+"""The figures of `evaluation.json`: win rates, intervals, and None for unknown figures."""
 
 from __future__ import annotations
 

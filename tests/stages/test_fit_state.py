@@ -31,7 +31,7 @@ def test_patience_counts_measurements_in_a_row():
 
 
 def test_small_gains_add_up_to_an_improvement():
-    """Each is below the minimum, every second one brings the sum above it."""
+    """Each gain is below the minimum, and two of them together are above it."""
     losses = [3.0, 2.94, 2.88, 2.82, 2.76]
     assert not after(losses, EarlyStoppingConfig(patience=2, min_improvement=0.1)).stopped
     state = after(losses, EarlyStoppingConfig(patience=1, min_improvement=0.1))

@@ -1,4 +1,4 @@
-"""The recipe for hh-rlhf, cut down: transcripts in, three stages, critic-free this time. On the real file where it is present."""
+"""A small version of the recipe for hh-rlhf: transcripts, three stages, no critic. It uses the real file if there is one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless" / "pairs.jsonl"
 
 @pytest.fixture
 def transcripts(tmp_path) -> Path:
-    """The real transcripts, or some that look like them."""
+    """The real transcripts, or similar ones."""
     if REAL.is_file():
         return REAL
     path = tmp_path / "pairs.jsonl"

@@ -1,4 +1,4 @@
-"""The real stage on the simulator's labels, one short training per kind of feedback, and what its folder says."""
+"""The real stage on the simulator's labels: one short training for each kind of feedback, and the folder that it writes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def data(tmp_path_factory) -> Datasets:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, data) -> Path:
-    """Tiny, and long enough for the simulator's dialogues."""
+    """A tiny model that reads enough tokens for the simulator's dialogues."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     texts = [turn["content"] for pair in data.pairs.train for turn in (*pair.prompt, *pair.chosen)]
     build_tiny_model(folder, texts, vocab_size=400, hidden_size=64, layers=2, heads=2, kv_heads=1, max_positions=384)
@@ -98,7 +98,7 @@ def train(model: Path, data: Datasets, folder: Path, ranks: int = 1, **settings:
 
 
 def check_folder(config: RunConfig, folder: RunFolder, data: Datasets, labels: list[str], reading: str | None) -> None:
-    """A plain sequence-classification folder; every reading is normalised on the held-out responses."""
+    """The result is a plain sequence-classification folder. Every reading is normalised on the held-out responses."""
     trained = AutoModelForSequenceClassification.from_pretrained(folder.reward_model)
     assert list(trained.config.id2label.values()) == labels
     assert trained(torch.arange(3, 12)[None]).logits.shape == (1, len(labels))
@@ -130,7 +130,7 @@ def test_pairs_and_edits_with_groups_and_reliability_on_two_ranks(ray_cluster, m
     people = {r.annotator for r in (*data.pairs.train, *data.edits.train)}
     assert believed.keys() == people and all(0 < eta < 1 for eta in believed.values())
     assert len(set(believed.values())) > 1
-    # Of the model that stays: the best one measured, whose accuracy stands in the metrics.
+    # The quality is that of the saved model, the best one, whose accuracy is in the metrics.
     best = json.loads((folder.reward_model / "fit.json").read_text())["best_step"]
     accuracy = next(record["heldout/accuracy"] for record in records if record["step"] == best)
     quality = json.loads(folder.reward_quality.read_text())

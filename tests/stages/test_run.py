@@ -1,4 +1,4 @@
-"""The main job on the real engines, small: all stages, what they leave behind, and going on after an interruption."""
+"""A small run on the real engines: all stages, their results, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEARNER = {"workers": {"threads": 1, "cpus": 0.1}, "optimizer": {"learning_rate"
 
 
 def config(folder: Path, **ppo: object) -> RunConfig:
-    """Five roles, two ranks for the policy; the same seeds and sizes in every test."""
+    """Five roles and two policy ranks. All tests use the same seeds and sizes."""
     return parse_config(
         {
             "name": "small",
@@ -90,7 +90,7 @@ def test_an_ensemble_has_different_members_and_a_quality_of_its_own(finished):
 
 
 def test_rewards_are_normalised_on_the_policys_own_answers(finished):
-    """Before the first step; so the first batch, by the same policy, is near mean 0 and std 1, and the folder says so."""
+    """Rewards are normalised before the first step: the first batch has mean and std near 0 and 1, and the folder is marked."""
     for member in (1, 2):
         assert normalised_on(finished.reward_member(member), None) == "30 answers of the policy that PPO started from"
     (event,) = [event for event in read_events(finished.events) if "normalised" in event.message]
@@ -141,7 +141,7 @@ def test_a_second_run_of_the_name_is_refused(finished):
 
 
 def interrupted_copy(finished: RunFolder, folder: Path) -> RunFolder:
-    """The run as it was between step 2 and its next checkpoint: later metrics, no later checkpoint, no policy."""
+    """The run as it was between step 2 and the next checkpoint: it has later metrics, but no later checkpoint and no policy."""
     copy = RunFolder(shutil.copytree(finished.path, folder / finished.name))
     shutil.rmtree(copy.policy)
     shutil.rmtree(copy.checkpoints / f"step_{STEPS}")
@@ -150,7 +150,7 @@ def interrupted_copy(finished: RunFolder, folder: Path) -> RunFolder:
 
 
 def test_resume_is_bit_exact(finished, tmp_path):
-    """From the checkpoint of step 2 to the same weights, the same rollouts and the same metrics as without interruption."""
+    """From the checkpoint of step 2 the run gets the same weights, rollouts and metrics as without the interruption."""
     copy = interrupted_copy(finished, tmp_path)
     run(config(tmp_path), resume=True)
     assert weights_equal(finished.policy, copy.policy)

@@ -1,4 +1,4 @@
-"""A reward from demonstrations on the real engines: the discriminator learns and pays, and a resumed run is bit-exact."""
+"""A reward learned from demonstrations, on the real engines: the discriminator learns and rewards; resuming is bit-exact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS, BATCH = 4, 8
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """A folder with prompts and demonstrations; one answer in three is longer than any rollout."""
+    """A folder with prompts and demonstrations. One answer in three is longer than any rollout."""
     folder = tmp_path_factory.mktemp("inputs")
     asked = [{"role": "user", "content": f"Hello, where is my order {number}?"} for number in range(30)]
     answers = ["I am sorry.", "Your order will arrive on Monday.", "I am sorry. " * 9]
@@ -35,7 +35,7 @@ def inputs(tmp_path_factory) -> Path:
 
 
 def config(folder: Path, inputs: Path, policy: Path, **discriminator: object) -> RunConfig:
-    """Without a reference and another reward; two ranks of the discriminator."""
+    """No reference and no other reward; the discriminator has two ranks."""
     workers = {"cpus": 0.1}
     optimizer = {"learning_rate": 1e-3, "schedule": "constant"}
     return parse_config(
@@ -81,7 +81,7 @@ def finished(ray_cluster, tiny_model, inputs, tmp_path_factory) -> RunFolder:
 
 
 def test_it_learns_to_tell_them_apart_and_pays(finished):
-    """A model with random weights says nothing like an answer: a few updates are enough to see that."""
+    """The outputs of random weights do not resemble answers, so a few updates are enough to recognise them."""
     records = read_metrics(finished.metrics)
     assert records[0]["discriminator/loss"] == pytest.approx(0.693, abs=0.01)
     assert records[-1]["discriminator/loss"] < 0.65 and records[-1]["discriminator/score_gap"] > 0.2
@@ -107,7 +107,7 @@ def test_a_checkpoint_holds_the_newest_samples(finished):
 
 
 def test_resume_is_bit_exact(finished, inputs, tiny_model, tmp_path):
-    """The same demonstrations and old samples, the same judgements, the same policy."""
+    """The same demonstrations, old samples and discriminator outputs, and the same policy."""
     copy = RunFolder(shutil.copytree(finished.path, tmp_path / finished.name))
     shutil.rmtree(copy.policy)
     for step in range(3, STEPS + 1):

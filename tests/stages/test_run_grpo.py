@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling and InstructGPT's pretraining mix on the real engines, and going on after an interruption."""
+"""DAPO's dynamic sampling and InstructGPT's pretraining mix on the real engines, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fifth(prompts, responses, metadata):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """A folder with prompts, demonstrations and a reward function that is often the same for a whole group."""
+    """A folder with prompts, demonstrations and a reward function that often gives a whole group the same reward."""
     folder = tmp_path_factory.mktemp("inputs")
     asked = [{"role": "user", "content": f"Hello, where is my order {number}?"} for number in range(30)]
     answer = {"role": "assistant", "content": "I am sorry. Your order will arrive on Monday."}
@@ -44,7 +44,7 @@ def inputs(tmp_path_factory) -> Path:
 
 
 def config(folder: Path, inputs: Path, model: Path, checkpoint_every: int = 1) -> RunConfig:
-    """Critic-free and without a reference: three roles."""
+    """Three roles: no critic and no reference."""
     workers = {"cpus": 0.1}
     return parse_config(
         {
@@ -113,7 +113,7 @@ def test_metrics_tell_of_both(finished):
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_bit_by_bit(finished, inputs, tiny_model, tmp_path, monkeypatch):
-    """The same groups dropped, the same demonstrations taken, the same weights."""
+    """The run drops the same groups, uses the same demonstrations and gets the same weights."""
     record = RunLogger.record
 
     def record_and_be_told(journal: RunLogger, state: TrainingState, *rest: object) -> None:

@@ -1,4 +1,4 @@
-"""PPO that trains adapters on the real engines: published merged and by themselves, with and without reference workers."""
+"""PPO with adapters on the real engines: published merged and separately, with and without reference workers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inputs(tmp_path_factory) -> Path:
 
 
 def config(folder: Path, inputs: Path, model: Path, publish: str) -> RunConfig:
-    """GRPO with a KL in the loss. Adapters by themselves go with the reference in the learner, and an evaluation after."""
+    """GRPO with a KL term in the loss. Separate adapters are combined with the reference in the learner and an evaluation."""
     workers, alone = {"cpus": 0.1}, publish == "adapter"
     return parse_config(
         {
@@ -86,7 +86,7 @@ def finished(request, ray_cluster, tmp_path_factory, inputs, tiny_model) -> RunF
 
 
 def test_the_engine_has_what_the_learner_has(finished):
-    """Oracle 24 after every publication, on the tokens that were trained on."""
+    """Oracle 24 after every weight synchronisation, on the trained tokens."""
     records = read_metrics(finished.metrics)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert all(record["engine/logprob_difference_max"] < 1e-4 for record in records)

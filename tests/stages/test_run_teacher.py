@@ -1,4 +1,4 @@
-"""A judge and a teacher on the real engines: rollouts by vLLM, learners under DeepSpeed, the judge behind HTTP."""
+"""A judge and a teacher on the real engines: vLLM rollouts, DeepSpeed learners, a judge over HTTP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def config(folder: Path, model: Path, name: str, **ppo: Any) -> RunConfig:
 
 
 def shorter(request: Request) -> Answer:
-    """The shorter is the better, but in doubt the first."""
+    """Prefer the shorter answer, and the first of equally long ones."""
     question = request.body["messages"][0]["content"]
     a, b = (quoted(question, f"response {side}") for side in "AB")
     return Answer(verdict("A" if len(a) <= len(b) else "B"))
@@ -70,7 +70,7 @@ def test_a_judge_and_a_teacher_together(ray_cluster, tiny_model, tiny_teacher, t
 
 
 def _without_key(folder: RunFolder) -> None:
-    """In nothing that the run wrote, and in no log of Ray."""
+    """The key is in no file of the run and in no log of Ray."""
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     files = [path for root in (folder.path, logs) for path in root.rglob("*") if path.is_file()]
     assert any(path.name == "judge_cache.sqlite" for path in files) and any(path.parent == logs for path in files)
@@ -78,7 +78,7 @@ def _without_key(folder: RunFolder) -> None:
 
 
 def test_a_teacher_alone(ray_cluster, tiny_model, tiny_teacher, tmp_path):
-    """The exact KL in the loss, nobody rewards: the policy comes nearer to the teacher."""
+    """With the exact KL in the loss and no reward the policy approaches the teacher."""
     settings = config(
         tmp_path, tiny_model, "taught", steps=4,
         algorithm={"advantage": "none", "kl": {"placement": "none"}},

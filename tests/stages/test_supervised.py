@@ -1,4 +1,4 @@
-"""The supervised loop on Ray Train: a rank that is killed, going on bit by bit, stopping early, the best model."""
+"""The supervised loop on Ray Train: killed ranks, bit-exact resuming, early stopping, the best model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlhf_ray.stages.supervised_loop import run_rank
 
 
 def dialogues(count: int, seed: int, words: tuple[int, int] = (3, 60)):
-    """Ragged sequences of a few tokens, all of them learned but the first."""
+    """Short sequences of different lengths. All tokens but the first are targets."""
     generator = np.random.default_rng(seed)
     sequences = [generator.integers(*words, generator.integers(4, 24), dtype=np.int32) for _ in range(count)]
     batch = pack_sequences(sequences, [np.arange(len(s)) > 0 for s in sequences])
@@ -53,14 +53,14 @@ RANKS, ZERO_STAGE = 2, 2
 
 @pytest.fixture(scope="module")
 def whole(ray_cluster, tiny_model, tmp_path_factory) -> Path:
-    """A run that nothing interrupts."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     run_supervised(job(folder, tiny_model, LanguageTask(), RANKS, ZERO_STAGE), dialogues(24, 0), dialogues(6, 1))
     return folder
 
 
 def check_same(whole: Path, other: Path) -> None:
-    """Bit for bit."""
+    """Check that both runs have bit-identical weights and the same records."""
     assert (other / "sft" / "fit.json").read_text() == (whole / "sft" / "fit.json").read_text()
     one, two = weights(whole), weights(other)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -69,9 +69,9 @@ def check_same(whole: Path, other: Path) -> None:
     assert [r.get("loss") for r in records[0]] == [r.get("loss") for r in records[1]]
 
 
-def test_a_stage_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(whole, tiny_model, tmp_path):
+def test_a_stopped_stage_saves_a_checkpoint_and_continues_from_it(whole, tiny_model, tmp_path):
     class Asking(LanguageTask):
-        """Its last rank, and no other, learns of the request in the sixth step: all must leave after the same one."""
+        """Only the last rank sees the request, in the sixth step. All ranks must stop after the same step."""
 
         def __init__(self, stop_file: Path) -> None:
             self.stop_file, self.steps = stop_file, 0
@@ -90,9 +90,9 @@ def test_a_stage_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(w
     check_same(whole, tmp_path)
 
 
-def test_a_stage_goes_on_where_a_killed_rank_left_it(whole, tiny_model, tmp_path):
+def test_a_stage_continues_after_a_rank_is_killed(whole, tiny_model, tmp_path):
     class Doomed(LanguageTask):
-        """Its last rank kills its own process after the sixth step, once."""
+        """The last rank kills its own process once, after the sixth step."""
 
         def __init__(self, mark: Path) -> None:
             self.mark, self.steps = mark, 0
@@ -112,7 +112,7 @@ def test_a_stage_goes_on_where_a_killed_rank_left_it(whole, tiny_model, tmp_path
 
 
 def test_it_stops_early_and_keeps_the_best(ray_cluster, tiny_model, tmp_path):
-    """Held-out words that training never shows: the better it gets, the less it expects them."""
+    """The held-out words are not in the training data, so the held-out loss rises during training."""
     stopping = EarlyStoppingConfig(patience=2)
     settings = {"evaluate_every": 1, "early_stopping": stopping}
     fit = run_supervised(
@@ -127,8 +127,8 @@ def test_it_stops_early_and_keeps_the_best(ray_cluster, tiny_model, tmp_path):
     assert json.loads((tmp_path / "sft" / "fit.json").read_text())["best_step"] == fit.best_step
 
 
-def test_a_complete_stage_is_left_alone(tiny_model, tmp_path):
-    """Workers that are started again after the model is in place, here without any process group, have nothing to do."""
+def test_a_complete_stage_is_not_repeated(tiny_model, tmp_path):
+    """Workers that restart after the model is saved do nothing, and need no process group."""
     complete = job(tmp_path, tiny_model, LanguageTask(), 1, 0)
     (complete.model_folder / "fit.json").write_text("{}")
     run_rank(complete, dialogues(4, 0), dialogues(4, 1), 0, 1)
