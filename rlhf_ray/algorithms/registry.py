@@ -79,23 +79,38 @@ def policy_loss_named(name: str) -> PolicyLossKind:
 def _find(name: str, built_in: Mapping[str, Entry], kind: type[Entry], what: str) -> Entry:
     if name in built_in:
         return built_in[name]
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
+    module_name, _, attribute = name.partition(":")
+    if not (module_name and attribute):
         raise ValueError(
             f"unknown {what} {name!r}; allowed: {', '.join(built_in)}, or package.module:name of your own {kind.__name__}"
         )
-    try:
-        found = getattr(importlib.import_module(module_name), attribute, None)
-    except ImportError as error:
-        raise ValueError(f"{what} {name!r}: cannot import {module_name!r}: {error}") from error
-    if found is None:
-        raise ValueError(f"{what} {name!r}: module {module_name!r} has no {attribute!r}")
+    found = import_named(name, what)
     if not isinstance(found, kind):
         raise ValueError(
             f"{what} {name!r} is a {type(found).__name__}; expected an object of {__name__}.{kind.__name__}, which holds the "
             "function and what it requires"
         )
     return found
+
+
+def import_named(path: str, what: str) -> Any:
+    """The object that `package.module:name` names. `what` says in errors what it should be.
+
+    Raises:
+        ValueError: the path has another form, the module cannot be imported, or it has no such name.
+    """
+    module_name, _, name = path.partition(":")
+    if not (module_name and name):
+        raise ValueError(f"{what} {path!r}: expected the form package.module:name")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        # A user's module may raise anything while it is imported.
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} {path!r}: cannot import {module_name!r}: {reason}") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{what} {path!r}: module {module_name!r} has no {name!r}")
+    return getattr(module, name)
 
 
 def _imported_later(module: str, function: str) -> Callable[..., Any]:

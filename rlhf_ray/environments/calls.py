@@ -7,11 +7,11 @@ and only its episode is lost.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from rlhf_ray.algorithms.registry import import_named
 from rlhf_ray.config.rollout import EnvironmentConfig
 from rlhf_ray.environments.base import Environment, EnvironmentFailed, Message, Step, checked_step, messages_of
 from rlhf_ray.types import Prompt, RolloutRequest
@@ -25,14 +25,9 @@ def resolve_class(path: str) -> type:
     Raises:
         ValueError: the module cannot be imported, or has no such class, or the class has no `reset` or `step`.
     """
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"environment {path!r}: cannot import {module_name!r}: {error}") from error
-    found = getattr(module, name, None)
+    found = import_named(path, "environment")
     if not isinstance(found, type):
-        raise ValueError(f"environment {path!r}: module {module_name!r} has no class {name!r}")
+        raise ValueError(f"environment {path!r} is not a class but {type(found).__name__}")
     missing = [method for method in ("reset", "step") if not callable(getattr(found, method, None))]
     if missing:
         raise ValueError(f"environment {path!r} has no method {' and no '.join(missing)}")

@@ -5,7 +5,6 @@ Invariant: a source returns one finite number, or a `RewardError`, for each roll
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray.algorithms.registry import import_named
 from rlhf_ray.config.reward import RewardConfig, RewardFunctionSource
 from rlhf_ray.rewards.answers import RewardError, check_scores, response_texts
 from rlhf_ray.rewards.http import ApiKeys, EventLoopThread, UsageMeter
@@ -89,20 +89,9 @@ def resolve_function(path: str) -> RewardFunction:
     Raises:
         ValueError: the module cannot be imported, has no such function, or the function takes other parameters.
     """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ValueError(f"reward function {path!r}: expected the form package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        # A user's module may raise anything while it is imported.
-        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"reward function {path!r}: cannot import {module_name!r}: {reason}") from error
-    if not hasattr(module, name):
-        raise ValueError(f"reward function {path!r}: module {module_name!r} has no function {name!r}")
-    function = getattr(module, name)
+    function = import_named(path, "reward function")
     if not callable(function):
-        raise ValueError(f"reward function {path!r}: {name!r} is not a function but {type(function).__name__}")
+        raise ValueError(f"reward function {path!r} is not a function but {type(function).__name__}")
     _check_signature(path, function)
     return function
 

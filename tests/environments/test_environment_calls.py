@@ -102,7 +102,7 @@ def test_a_result_that_is_not_awaited_any_more_is_ignored():
     ("path", "reason"),
     [
         ("no.such.module:X", "cannot import"),
-        ("math:X", "no class 'X'"),
+        ("math:X", "has no 'X'"),
         ("environments_for_tests:NoStep", "no method step"),
     ],
 )

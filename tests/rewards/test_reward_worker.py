@@ -172,9 +172,9 @@ def test_batching_and_padding_change_nothing(reward_worker, rollouts, reward_mod
     [
         ("no_such_module:f", "cannot import 'no_such_module'"),
         ("misbehaving_on_import:f", "cannot import 'misbehaving_on_import': ZeroDivisionError"),
-        ("misbehaving", "expected the form package.module:function"),
-        ("misbehaving:f", "has no function 'f'"),
-        ("misbehaving:NOT_A_FUNCTION", "'NOT_A_FUNCTION' is not a function but int"),
+        ("misbehaving", "expected the form package.module:name"),
+        ("misbehaving:f", "has no 'f'"),
+        ("misbehaving:NOT_A_FUNCTION", "is not a function but int"),
         ("misbehaving:two_parameters", r"parameters \(prompts, responses\).*unexpected keyword argument 'metadata'"),
         ("misbehaving:other_names", "missing a required argument: 'about'"),
         ("misbehaving:asynchronous", "is async; expected a plain function"),
