@@ -1,4 +1,4 @@
-"""What is given away: a folder that loads anywhere, and a card that hides nothing."""
+"""An exported model: a folder that loads anywhere, and a card that names its limits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def card_of(folder: Path) -> ModelCard:
     return ModelCard.load(folder / "README.md")
 
 
-def test_a_policy_with_its_card(run, tmp_path):
+def test_a_policy_is_exported_with_its_card(run, tmp_path):
     result = CliRunner().invoke(app, ["export", str(run.path), str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     out = tmp_path / "out"
@@ -60,7 +60,7 @@ def test_a_policy_with_its_card(run, tmp_path):
     assert "2.0 times as long as before; the reward may favour length" in card.text
 
 
-def test_what_was_not_measured_is_said(run, tmp_path):
+def test_the_card_names_what_was_not_measured(run, tmp_path):
     judged = EVALUATION | {"win_rate_vs_sft": None, "utility": dict.fromkeys(("base", "sft", "ppo"))}
     run.evaluation.write_text(json.dumps(judged))
     text = card_of(export(run, "policy", tmp_path / "judged")).text
@@ -69,7 +69,7 @@ def test_what_was_not_measured_is_said(run, tmp_path):
     assert "It was not evaluated." in card_of(export(run, "policy", tmp_path / "unknown")).text
 
 
-def test_a_reward_model_that_may_be_length(run, tmp_path):
+def test_the_card_warns_of_a_reward_model_that_may_only_measure_length(run, tmp_path):
     shutil.copytree(run.policy, run.reward_model)
     lengths = np.random.default_rng(0).integers(5, 50, 200)
     better, worse = np.arange(0, 200, 2), np.arange(1, 200, 2)
@@ -85,7 +85,7 @@ def test_a_reward_model_that_may_be_length(run, tmp_path):
     assert (out / "quality.json").is_file() and card_of(out).data.pipeline_tag == "text-classification"
 
 
-def test_refusals_leave_nothing(run, tmp_path):
+def test_a_refused_export_writes_nothing(run, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(ExportError, match="taken exists already"):
         export(run, "policy", tmp_path / "taken")

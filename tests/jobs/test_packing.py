@@ -1,4 +1,4 @@
-"""What travels to the cluster, and what does not."""
+"""Which files are sent to the cluster."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def names(root: Path, *named: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_code_and_data_travel(name):
+def test_code_and_data_are_packed(name):
     assert not is_left_out(PurePath(name))
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_secrets_and_caches_stay(name):
+def test_secrets_and_caches_are_not_packed(name):
     assert is_left_out(PurePath(name))
 
 
-def test_ray_sends_all_of_the_package_though_git_ignores_folders_of_these_names(tmp_path):
+def test_ray_sends_the_whole_package_even_if_git_ignores_such_names(tmp_path):
     root, into = tmp_path / "root", tmp_path / "into"
     root.mkdir()
     into.mkdir()
@@ -60,11 +60,11 @@ def test_ray_sends_all_of_the_package_though_git_ignores_folders_of_these_names(
     code = {f"rlhf_ray/{path.relative_to(ours)}" for path in ours.rglob("*.py")}
     assert {"rewards.py", "data/a.jsonl", "lib/helper.py", str(CONFIG)} | code <= sent
     assert any(name.startswith("rlhf_ray/data/") for name in code)
-    assert {str(path) for path in package.files} <= sent, "what is said to be sent is"
+    assert {str(path) for path in package.files} <= sent, "all reported files are sent"
 
 
 @pytest.mark.parametrize("git", [False, True])
-def test_of_a_directory_only_what_a_run_needs(tmp_path, git):
+def test_only_files_that_a_run_needs_are_packed(tmp_path, git):
     if git:
         subprocess.run(["git", "init", "-q", tmp_path], check=True)
     write(tmp_path, *KEPT, *(name for name in LEFT if not name.startswith(".git/")))
@@ -75,7 +75,7 @@ def test_of_a_directory_only_what_a_run_needs(tmp_path, git):
     assert names(tmp_path) == set(KEPT)
 
 
-def test_git_says_what_is_not_for_others_and_the_config_what_is_needed_anyway(tmp_path):
+def test_files_that_git_ignores_are_packed_only_if_the_config_names_them(tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     write(tmp_path, ".gitignore", text="data/\nmodels/\n*.tmp\n")
     write(
@@ -86,7 +86,7 @@ def test_git_says_what_is_not_for_others_and_the_config_what_is_needed_anyway(tm
     assert asked == {"rewards.py", "data/a.jsonl", "models/tiny/config.json"}
 
 
-def test_the_package_has_this_version_and_the_config(tmp_path):
+def test_the_package_contains_this_version_and_the_config(tmp_path):
     root, into = tmp_path / "root", tmp_path / "into"
     write(root, "rewards.py", "rlhf_ray/old.py")
     into.mkdir()
@@ -96,7 +96,7 @@ def test_the_package_has_this_version_and_the_config(tmp_path):
     assert not list(into.rglob("__pycache__")) and package.bytes == 2
 
 
-def test_a_file_with_a_known_secret_in_it_stays_at_home(tmp_path):
+def test_a_file_that_contains_a_known_secret_is_left_out(tmp_path):
     write(tmp_path, "config.yaml", text="env: {KEY: hunter22}")
     write(tmp_path, "rewards.py")
     (tmp_path / "into").mkdir()
@@ -107,7 +107,7 @@ def test_a_file_with_a_known_secret_in_it_stays_at_home(tmp_path):
     assert not (tmp_path / "into" / "config.yaml").exists()
 
 
-def test_what_is_too_large_is_named(tmp_path, monkeypatch):
+def test_a_package_that_is_too_large_is_refused_with_the_largest_files(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "LIMIT_MB", 1)
     write(tmp_path, "small.txt")
     write(tmp_path, "models/big.bin", text="x" * (2 << 20))

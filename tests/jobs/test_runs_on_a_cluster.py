@@ -1,4 +1,4 @@
-"""Runs on a real cluster of two nodes, by the commands: submitted, followed, stopped with a checkpoint, resumed, served."""
+"""Runs on a real cluster of two nodes, through the commands: submit, follow, stop with a checkpoint, resume, serve."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def project(tiny_model, tmp_path_factory) -> Path:
-    """A directory that somebody submits from: a reward function, prompts that git would ignore, and what must stay at home."""
+    """A directory to submit from: a reward function, prompts that git ignores, and files that must not be sent."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "data").mkdir()
@@ -111,7 +111,7 @@ def holds(path: Path, text: str) -> bool:
     ("environment", "says"),
     [({}, "requires a token, and none was sent"), ({"RAY_AUTH_TOKEN": "0" * 64}, "refuses this token")],
 )
-def test_nobody_without_the_token_is_let_in(cluster, tmp_path, environment, says):
+def test_a_missing_or_wrong_token_is_refused(cluster, tmp_path, environment, says):
     without = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     command = [sys.executable, "-m", "rlhf_ray", "list", "--address", cluster.address]
     result = subprocess.run(command, cwd=ROOT, env=without | environment, capture_output=True, text=True, timeout=60)
@@ -132,7 +132,7 @@ print("attached", ray.get_runtime_context().gcs_address, sum(node["Alive"] for n
 """
 
 
-def test_auto_is_the_cluster_of_this_machine_though_the_environment_names_the_jobs_api(cluster):
+def test_auto_is_this_machines_cluster_even_if_the_environment_names_the_job_api(cluster):
     environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
     command = [sys.executable, "-c", ATTACH, cluster.gcs_address]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
@@ -149,7 +149,7 @@ def test_auto_is_the_cluster_of_this_machine_though_the_environment_names_the_jo
 
 
 @pytest.mark.timeout(600)  # two cores that have other things to do, too
-def test_a_run_is_submitted_watched_stopped_and_resumed_beside_another(cluster, command, project):
+def test_a_run_is_submitted_watched_stopped_and_resumed_while_another_runs(cluster, command, project):
     long, short = RunFolder(project / "runs" / "long"), RunFolder(project / "runs" / "short")
     submitted = command("submit", "long.yaml", "--env", "JUDGE_KEY", JUDGE_KEY=FORWARDED)
     assert submitted.returncode == 0 and "long-attempt1" in submitted.stdout, submitted.stderr
@@ -196,7 +196,7 @@ def test_a_run_is_submitted_watched_stopped_and_resumed_beside_another(cluster, 
 
 
 @pytest.mark.timeout(600)
-def test_what_they_trained_is_served_as_a_file_says(cluster, command, project):
+def test_the_trained_policies_are_served_from_a_config_file(cluster, command, project):
     """Builds on the runs above: their policies by Ray Serve's own command, and a version that changes by changing the file."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -209,8 +209,8 @@ def test_what_they_trained_is_served_as_a_file_says(cluster, command, project):
     config["applications"].append(others)
     gateway["args"] |= {"candidate": new, "share": 0.5}
     deploy(cluster, project, config)
-    said: list[str] = []
-    wait_for(lambda: said.extend(answering(port, "user")) or bool(said), 180, "an answer")
+    versions: list[str] = []
+    wait_for(lambda: versions.extend(answering(port, "user")) or bool(versions), 180, "an answer")
     shared = {version for number in range(20) for version in answering(port, f"user {number}")}
     assert shared == {"short-2", "another"}
 
@@ -230,7 +230,7 @@ def deploy(cluster, folder: Path, config: dict) -> None:
 
 
 def answering(port: int, user: str) -> list[str]:
-    """The version that answers a user; none as long as nobody does."""
+    """The version that answers a user; empty while no version answers."""
     body = {"model": "policy", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "user": user}
     try:
         answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60)

@@ -44,14 +44,14 @@ def test_a_submission_has_the_name_and_number_of_its_attempt(tmp_path):
     assert int(planned.environment[STOP_WAIT]) >= 600
 
 
-def test_values_of_environments_leave_this_process_encrypted(tmp_path):
+def test_environment_values_leave_this_process_encrypted(tmp_path):
     settings = config()
     planned = plan_submission(settings, tmp_path, 1, (), {"JUDGE_KEY": "canary-2"}, TOKEN)
     assert "canary" not in f"{planned} {planned.metadata} {planned.environment} {dump_config(settings)}"
     assert "canary" not in repr(secrets_of(settings))
 
 
-def test_the_driver_has_them_back(tmp_path):
+def test_the_driver_decrypts_them(tmp_path):
     settings = config()
     (tmp_path / "config.yaml").write_text(dump_config(settings))
     planned = plan_submission(settings, tmp_path, 1, (), {"JUDGE_KEY": "canary-2"}, TOKEN)
@@ -62,7 +62,7 @@ def test_the_driver_has_them_back(tmp_path):
 
 
 @pytest.mark.parametrize("token", [None, "another"])
-def test_without_the_token_nobody_reads_them(tmp_path, token):
+def test_they_cannot_be_read_without_the_token(tmp_path, token):
     text = encrypt(secrets_of(config()), TOKEN)
     with pytest.raises(SecretsError, match="another token than this node's"):
         decrypt(text, token)
@@ -70,7 +70,7 @@ def test_without_the_token_nobody_reads_them(tmp_path, token):
         plan_submission(config(), tmp_path, 1)
 
 
-def test_a_token_is_read_where_ray_reads_it(tmp_path, monkeypatch):
+def test_the_token_is_read_from_the_same_places_as_in_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_token({}) is None
     (tmp_path / ".ray").mkdir()
@@ -84,14 +84,14 @@ def test_a_token_is_read_where_ray_reads_it(tmp_path, monkeypatch):
     ]
 
 
-def test_a_relative_folder_would_be_lost_with_the_job(tmp_path):
+def test_a_relative_run_folder_is_refused(tmp_path):
     with pytest.raises(
         NotSubmittable, match=r"folder is 'runs', a relative path.*folder=.*/runs.*folder=s3://bucket/runs"
     ):
         plan_submission(config(folder="runs"), tmp_path, 1)
 
 
-def test_resuming_reads_the_config_of_the_runs_folder(tmp_path):
+def test_resuming_reads_the_config_in_the_runs_folder(tmp_path):
     before = plan_submission(config(folder="/shared/my runs"), tmp_path, 1, token=TOKEN)
     after = next_attempt(before, ["ppo.steps=7"])
     assert after.id == "a.b-c-attempt2" and after.environment == before.environment
@@ -106,18 +106,18 @@ def attempts(tmp_path, *states):
     return [Attempt(replace(planned, attempt=number), state) for number, state in enumerate(states, start=1)]
 
 
-def test_the_next_attempt_is_numbered_after_all_that_ended(tmp_path):
+def test_the_next_attempt_has_the_next_number(tmp_path):
     ended = attempts(tmp_path, "FAILED", "STOPPED", "SUCCEEDED")
     assert check_not_live(ended, "a.b-c") == 4 and check_not_live(ended, "another") == check_not_live([], "x") == 1
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
-def test_a_live_run_has_its_name_for_itself(tmp_path, state):
+def test_a_second_run_with_the_name_of_a_live_one_is_refused(tmp_path, state):
     with pytest.raises(RunIsLive, match=f"{state.lower()} as a.b-c-attempt2"):
         check_not_live(attempts(tmp_path, "STOPPED", state), "a.b-c")
 
 
-def test_a_job_is_read_back_as_it_was_submitted(tmp_path):
+def test_an_attempt_is_restored_from_its_job(tmp_path):
     planned = plan_submission(config(), tmp_path, 2, token=TOKEN)
     job = SimpleNamespace(
         metadata=planned.metadata, runtime_env={"env_vars": dict(planned.environment)}, entrypoint=planned.entrypoint,

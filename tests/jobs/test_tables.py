@@ -1,4 +1,4 @@
-"""Runs as tables."""
+"""Tables of runs for the console."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def text(table: Table) -> str:
     return captured.get()
 
 
-def test_a_row_has_what_is_known():
+def test_a_row_shows_all_known_values():
     status = RunStatus("a", "reward_model", 3, 20, reward=0.1234, kl=1.5, throughput=12345.6, faults=2, alerts=1)
     workers = Workers({"rollout": 2, "learner": 3}, 2)
     row = status_cells(Attempt(SUBMISSION, "RUNNING"), status, workers)
@@ -32,12 +32,12 @@ def test_a_row_has_what_is_known():
     )  # fmt: skip
 
 
-def test_nothing_known_is_a_dash_and_no_zero():
+def test_an_unknown_value_is_a_dash():
     assert status_cells(None, RunStatus("a"), None) == ("a", *"––––––––", "0", "0")
     assert "a" in text(status_table([(None, RunStatus("a"), None)]))
 
 
-def test_a_run_stands_once_with_its_last_attempt():
+def test_a_run_is_listed_once_with_its_last_attempt():
     first = Attempt(SUBMISSION, "STOPPED", 1000.0, 1090.0)
     second = Attempt(replace(SUBMISSION, attempt=2), "RUNNING", 2000.0)
     lines = text(run_table([first, second], now=2185.0)).splitlines()

@@ -1,4 +1,4 @@
-"""An endpoint on real engines, asked by OpenAI's own client: answers, refusals, and versions that change under load."""
+"""An endpoint on real engines, with OpenAI's own client: responses, refusals, and versions that change under load."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def other_policy(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model after training, for all that a client can tell."""
+    """The tiny model with changed weights, as after training."""
     folder = tmp_path_factory.mktemp("policies") / "other"
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
@@ -105,13 +105,13 @@ def client(url) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60)
 
 
-def test_chat_is_what_the_model_says(client, tiny_model):
+def test_chat_returns_the_models_response(client, tiny_model):
     answer = client.chat.completions.create(model="test-policy", messages=CHAT, temperature=0, max_tokens=8)
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
     prompt = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    said = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    # An engine keeps a character back whose last bytes have not come.
-    assert answer.choices[0].message.content == tokenizer.decode(said, skip_special_tokens=True).rstrip("\ufffd")
+    expected = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    # An engine holds back a character until all of its bytes are there.
+    assert answer.choices[0].message.content == tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
     assert answer.model == "first" and answer.usage.completion_tokens <= 8
 
 
@@ -123,7 +123,7 @@ def test_streaming_seeds_completions_and_models(client):
         return [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
 
     pieces = streamed()
-    # What is said between two looks at the engine comes in one piece.
+    # Tokens that are generated between two reads arrive in one chunk.
     assert len(pieces) > 1 and "".join(streamed()) == "".join(pieces), "the same seed, the same answer"
     whole = client.chat.completions.create(model="test-policy", messages=CHAT, max_tokens=12, seed=5, temperature=1)
     assert whole.choices[0].message.content == "".join(pieces)
@@ -135,7 +135,7 @@ def test_streaming_seeds_completions_and_models(client):
 
 
 @pytest.mark.parametrize(
-    ("request_", "status", "said"),
+    ("request_", "status", "message"),
     [
         ({"model": "nobody"}, 404, "there is no model 'nobody'; choose one of test-policy, first"),
         ({"max_tokens": 25}, 400, "from 1 to 24 are allowed"),
@@ -145,13 +145,13 @@ def test_streaming_seeds_completions_and_models(client):
         ({"messages": [{"role": "user", "content": "Hello " * 200}]}, 400, "128"),
     ],
 )
-def test_what_cannot_be_answered_is_refused(client, request_, status, said):
+def test_impossible_requests_are_refused(client, request_, status, message):
     with pytest.raises(openai.APIStatusError) as refused:
         client.chat.completions.create(**{"model": "test-policy", "messages": CHAT} | request_)
-    assert refused.value.status_code == status and said in str(refused.value)
+    assert refused.value.status_code == status and message in str(refused.value)
 
 
-def test_strangers_and_web_pages(url):
+def test_keys_and_cross_origin_requests(url):
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=url, api_key="somebody-elses-key", max_retries=0).models.list()
     headers = (
@@ -166,7 +166,7 @@ def test_strangers_and_web_pages(url):
 
 
 def test_scores_are_the_reward_models(url, reward_model):
-    """In the form that the HTTP reward of another run reads."""
+    """In the format that the HTTP reward of another run reads."""
     body = {"prompts": [CHAT, CHAT], "responses": ["On Monday.", "I am sorry."], "metadata": [{}, {}]}
     headers = {"authorization": f"Bearer {KEY}"}
     answer = httpx.post(f"{url}/score", json=body, headers=headers)
@@ -191,8 +191,8 @@ def test_scores_are_the_reward_models(url, reward_model):
         assert httpx.post(f"{url}/score", json=body | wrong, headers=headers).status_code == 400
 
 
-def test_what_the_dashboard_shows_of_an_endpoint_is_exported(url, client):
-    """By those names and labels, after requests that were answered, scored and refused."""
+def test_the_metrics_of_the_dashboard_are_exported(url, client):
+    """With the same names and labels, after requests that were answered, scored and refused."""
     client.chat.completions.create(model="test-policy", messages=CHAT, max_tokens=2)
     headers = {"authorization": f"Bearer {KEY}"}
     httpx.post(
@@ -214,7 +214,7 @@ def test_what_the_dashboard_shows_of_an_endpoint_is_exported(url, client):
 
 
 class Load:
-    """Clients that ask all the time, and count who answered and what failed."""
+    """Clients that send requests all the time, and count versions and failures."""
 
     def __init__(self, url: str, clients: int) -> None:
         self.url, self.answers, self.failures = url, Counter(), []
@@ -232,7 +232,7 @@ class Load:
             thread.join()
 
     def wait_for(self, answers: int) -> Counter:
-        """Who gave the next so many answers."""
+        """The versions of the next `answers` responses."""
         before = self.answers.copy()
         while sum((self.answers - before).values()) < answers and not self.failures:
             self._stop.wait(0.05)
@@ -253,7 +253,7 @@ class Load:
 
 @pytest.fixture
 def command(monkeypatch):
-    """`rlhf-ray …`, by a process that is connected already."""
+    """Runs `rlhf-ray …` in a process that is connected already."""
     monkeypatch.setattr("rlhf_ray.cli.serve._connect", lambda address: None)
     return lambda *arguments: CliRunner().invoke(app, [*arguments, "--name", "test-policy"], catch_exceptions=False)
 
@@ -268,8 +268,8 @@ def test_versions_change_and_no_request_is_lost(endpoint, url, client, command, 
         assert attached.versions == Versions(Version("first", str(tiny_model)), second, 0.3)
         shared = load.wait_for(90)
         assert 0.1 < shared["second"] / shared.total() < 0.55
-        said = command("versions").output
-        assert "first" in said and "second" in said and "30" in said
+        output = command("versions").output
+        assert "first" in output and "second" in output and "30" in output
         command("promote")
         assert attached.versions.stable == second
         assert set(load.wait_for(20)) == {"second"}
@@ -287,18 +287,18 @@ def test_versions_change_and_no_request_is_lost(endpoint, url, client, command, 
 
 
 def gateways() -> set[str]:
-    """Names of their actors, each of which has another."""
+    """Names of the gateway's actors, which are unique."""
     named = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
     return {name for name in named if "test-policy.gateway" in name}
 
 
 @pytest.mark.parametrize("label", ["gateway", "reward-model", "test-policy"])
-def test_versions_are_not_named_as_parts_of_the_endpoint(endpoint, command, other_policy, label):
+def test_versions_cannot_have_the_name_of_a_part_of_the_endpoint(endpoint, command, other_policy, label):
     with pytest.raises(VersionError, match="--label"):
         command("publish", str(other_policy), "--label", label)
 
 
-def test_what_is_served_is_not_overwritten(endpoint, tiny_model):
+def test_a_served_version_is_not_overwritten(endpoint, tiny_model):
     version = Version("third", str(tiny_model))
     with pytest.raises(EndpointTaken, match="already serves 'test-policy'"):
         Endpoint(endpoint.config, None).start(version)
@@ -310,7 +310,7 @@ def test_what_is_served_is_not_overwritten(endpoint, tiny_model):
         Endpoint.attach("other")
 
 
-def test_engines_that_find_no_room_are_not_waited_for_without_end(endpoint, tiny_model, caplog):
+def test_waiting_for_engines_without_room_ends(endpoint, tiny_model, caplog):
     workers = endpoint.config.policy.workers.model_copy(update={"cpus": 1000})
     policy = endpoint.config.policy.model_copy(update={"workers": workers})
     limits = endpoint.config.limits.model_copy(update={"timeout_s": 1.0})
@@ -337,7 +337,7 @@ def run_that_publishes(
     environment: dict[str, str],
     scores: str = "http://127.0.0.1:1/v1/score",
 ) -> RunConfig:
-    """Two steps, each of which is better than nothing, the bar that is set here; on a store. `scores`: a served reward model."""
+    """Two steps on a store; each passes the bar, which is very low. `scores`: the URL of a served reward model."""
     prompts = data / "prompts.jsonl"
     asked = [[{"role": "user", "content": f"Where is order {number}?"}] for number in range(32)]
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
@@ -377,8 +377,8 @@ def run_that_publishes(
 
 
 def test_a_run_publishes_by_itself(endpoint, url, client, other_node, tiny_model, tmp_path, monkeypatch):
-    """Neither its workers nor the engines of the endpoint see the driver's folder: what they load is in the store. The reward
-    model that the endpoint serves is a part of its reward."""
+    """Its workers and the endpoint's engines cannot read the driver's folder: they load from the store. The reward model that the
+    endpoint serves is part of the run's reward."""
     monkeypatch.setenv("KEY_OF_THE_ENDPOINT", KEY)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("RLHF_RAY_WORKING_FOLDER", str(tmp_path / "work"))

@@ -1,4 +1,4 @@
-"""Who is let through, and what the others are told; on a real ASGI application, without engines."""
+"""Which requests pass the guard and how others are refused; on a real ASGI application, without engines."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def guarded(keys: dict[str, str] | None = KEYS, **limits: float) -> tuple[Guard,
     return guard, httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://endpoint"), go
 
 
-@pytest.mark.parametrize("said", [None, "Bearer wrong", KEY, f"Basic {KEY}", "Bearer"])
-async def test_without_a_key_nothing_is_told(said):
+@pytest.mark.parametrize("header", [None, "Bearer wrong", KEY, f"Basic {KEY}", "Bearer"])
+async def test_requests_without_a_valid_key_are_refused(header):
     _, client, _ = guarded()
-    refused = await client.post("/count", content=b"x", headers={} if said is None else {"authorization": said})
+    refused = await client.post("/count", content=b"x", headers={} if header is None else {"authorization": header})
     assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
     assert refused.json()["error"]["type"] == "invalid_request_error" and KEY not in refused.text
-    assert (await client.get("/health")).status_code == 200, "whether it is there may be asked by everybody"
+    assert (await client.get("/health")).status_code == 200, "the health check needs no key"
 
 
-async def test_with_a_key_or_where_none_is_asked_for():
+async def test_requests_with_a_key_or_to_an_open_endpoint_pass():
     _, client, _ = guarded()
     assert (await client.post("/count", content=b"abc", headers=AS_NURSE)).json() == 3
     _, client, _ = guarded(keys=None)
     assert (await client.post("/count", content=b"abc")).json() == 3
 
 
-async def test_each_key_has_a_rate_of_its_own():
+async def test_each_key_has_its_own_rate_limit():
     _, client, _ = guarded(requests_per_minute=2)
     statuses = [(await client.post("/count", headers=AS_NURSE)).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
@@ -70,7 +70,7 @@ async def test_each_key_has_a_rate_of_its_own():
     assert other.status_code == 200
 
 
-async def test_more_than_can_be_answered_is_refused_at_once():
+async def test_requests_above_the_limit_in_flight_are_refused_at_once():
     guard, client, go = guarded(in_flight=2)
     waiting = [asyncio.create_task(client.get("/wait", headers=AS_NURSE)) for _ in range(2)]
     while guard.in_flight < 2:
@@ -82,21 +82,21 @@ async def test_more_than_can_be_answered_is_refused_at_once():
     assert guard.in_flight == 0 and (await client.get("/wait", headers=AS_NURSE)).status_code == 200
 
 
-async def test_a_body_is_measured_even_where_its_length_is_not_told():
+async def test_a_large_body_is_refused_even_without_a_length():
     guard, client, _ = guarded(body_kb=1)
 
-    async def drops():
+    async def chunks():
         for _ in range(5):
             yield b"x" * 300
 
-    told = await client.post("/count", content=b"x" * 1025, headers=AS_NURSE)
-    untold = await client.post("/count", content=drops(), headers=AS_NURSE)
-    assert told.status_code == untold.status_code == 413 and "1 KiB" in untold.text
+    with_length = await client.post("/count", content=b"x" * 1025, headers=AS_NURSE)
+    without_length = await client.post("/count", content=chunks(), headers=AS_NURSE)
+    assert with_length.status_code == without_length.status_code == 413 and "1 KiB" in without_length.text
     assert (await client.post("/count", content=b"x" * 1024, headers=AS_NURSE)).json() == 1024
     assert guard.in_flight == 0
 
 
-def test_keys_come_from_the_environment_and_never_show():
+def test_keys_come_from_the_environment_and_are_never_shown():
     made = new_key()
     keys = read_keys("KEYS", {"KEYS": f"nurse:{made}, clerk:a-key-of-a-clerk-2"})
     assert keys == {digest(made): "nurse", digest("a-key-of-a-clerk-2"): "clerk"}

@@ -1,4 +1,4 @@
-"""What publishing, promoting and rolling back do to versions and to who gets the traffic."""
+"""How publishing, promoting and rolling back change the versions and their traffic."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def test_a_canary_is_promoted():
     canary = Versions(A).published(B, 0.1)
     assert canary == Versions(A, B, 0.1)
     assert canary.promoted() == Versions(B, previous=A)
-    assert canary.promoted().rolled_back() == Versions(A, previous=B), "and can be taken back, and that, too"
+    assert canary.promoted().rolled_back() == Versions(A, previous=B), "and a rollback can itself be rolled back"
 
 
 def test_a_canary_is_rolled_back():
     assert Versions(A).published(B, 0.1).rolled_back() == Versions(A)
 
 
-def test_all_the_traffic_at_once_keeps_the_version_before():
+def test_a_full_publication_keeps_the_previous_version():
     assert Versions(A).published(B) == Versions(B, previous=A)
     assert Versions(A, B, 0.5).published(C) == Versions(C, previous=A), "the candidate is retired"
     assert Versions(B, previous=A).published(C, 0.5) == Versions(B, C, 0.5), "the previous one is retired"
 
 
-def test_what_does_not_fit_is_refused():
+def test_impossible_changes_are_refused():
     for share in (0, -0.1, 1.01, float("nan")):
         with pytest.raises(VersionError, match="share"):
             Versions(A).published(B, share)
@@ -58,8 +58,8 @@ STEPS = st.lists(st.sampled_from(["publish", "canary", "promote", "rollback"]), 
 
 
 @given(STEPS, st.floats(0, 1, exclude_max=True))
-def test_whatever_happens(steps, draw):
-    """At most two versions are alive, each once; who is chosen is alive; JSON keeps everything."""
+def test_invariants_hold_for_every_sequence_of_changes(steps, draw):
+    """At most two versions are alive, each once; the chosen one is alive; JSON keeps everything."""
     versions = Versions(A)
     for number, step in enumerate(steps):
         before = versions
@@ -74,7 +74,7 @@ def test_whatever_happens(steps, draw):
         assert Versions.from_dict(json.loads(json.dumps(versions.as_dict()))) == versions
 
 
-def test_shares_are_kept_and_callers_stay():
+def test_shares_are_kept_and_callers_stay_with_their_version():
     versions = Versions(A, B, 0.1)
     draws = {f"user {number}": draw_of(f"user {number}") for number in range(5000)}
     chosen = [versions.choose(draw).name for draw in draws.values()]
