@@ -14,6 +14,8 @@ from rlhf_ray.report.svg import calibration_chart, interval_chart
 from rlhf_ray.telemetry.console import compact, duration, figure
 
 STAGE_NAMES = {"data": "data", "sft": "SFT", "reward_model": "reward model", "ppo": "PPO", "evaluation": "evaluation"}
+_MAX_SHOWN = 8
+"""Number of annotators and groups that are shown."""
 POLICY_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 
 
@@ -129,20 +131,20 @@ def _seconds(evaluation: Mapping[str, Any]) -> Headline:
     return Headline("Time", duration(total), "Wall time of all stages.", "stack", tuple(bars))
 
 
-_MAX_SHOWN = 8
-_LEAD = "On held-out labels. A model that only prefers length is good where the longer answer is better, and bad where it is not."
-
-
 def quality_section(quality: Mapping[str, Any] | None) -> list[Section]:
     """The section on the content of quality.json; none if it is None."""
     if quality is None:
         return []
+    lead = (
+        "On held-out labels. A model that only prefers length is good where the longer answer is better, and bad where it "
+        "is not."
+    )
     cards = [_comparisons_card(quality), _calibration_card(quality)]
     if quality["groups"]:
         cards.append(_annotators_card(quality["groups"], "Groups of annotators"))
     if quality["annotators"]:
         cards.append(_annotators_card(quality["annotators"], "Annotators"))
-    return [Section("How far the reward model can be trusted", _LEAD, tuple(cards), ())]
+    return [Section("How far the reward model can be trusted", lead, tuple(cards), ())]
 
 
 def _comparisons_card(quality: Mapping[str, Any]) -> Card:
@@ -154,7 +156,7 @@ def _comparisons_card(quality: Mapping[str, Any]) -> Card:
         "where shorter is better": quality["accuracy_when_shorter_is_better"],
     }
     known = {label: share for label, share in shares.items() if share is not None}
-    keys = tuple(
+    legend = tuple(
         LegendEntry(
             label, f"{figure(share['value'], '%')} of {share['count']:,}", 2 if label.startswith("“") else 1, ""
         )
@@ -168,25 +170,27 @@ def _comparisons_card(quality: Mapping[str, Any]) -> Card:
         apart = figure(quality["disagreement"])
         note += f" The mean of {quality['members']} members, which differ by {apart} standard deviations."
     intervals = {label: (share["low"], share["value"], share["high"]) for label, share in known.items()}
-    return Card("Comparisons ordered correctly", interval_chart("Comparisons ordered correctly", intervals), keys, note)
+    return Card(
+        "Comparisons ordered correctly", interval_chart("Comparisons ordered correctly", intervals), legend, note
+    )
 
 
 def _annotators_card(shares: Mapping[str, Any], title: str) -> Card:
     """The annotators or groups with the lowest agreement; it measures the model and not the person."""
     worst = sorted(shares.items(), key=lambda item: item[1]["value"])[:_MAX_SHOWN]
-    keys = tuple(
+    legend = tuple(
         LegendEntry(name, f"{figure(share['value'], '%')} of {share['count']:,}", 1, "") for name, share in worst
     )
     note = "How often the model orders answers as they do; 95 % intervals."
     if len(shares) > _MAX_SHOWN:
         note += f" The lowest {_MAX_SHOWN} of {len(shares)}; quality.json lists all."
     intervals = {name: (share["low"], share["value"], share["high"]) for name, share in worst}
-    return Card(title, interval_chart(title, intervals), keys, note)
+    return Card(title, interval_chart(title, intervals), legend, note)
 
 
 def _calibration_card(quality: Mapping[str, Any]) -> Card:
     points = [(b["confidence"], b["accuracy"]) for b in quality["calibration"]]
     error = figure(quality["expected_calibration_error"], "%")
-    keys = (LegendEntry("expected calibration error", error, 1, "mean distance from the diagonal"),)
+    legend = (LegendEntry("expected calibration error", error, 1, "mean distance from the diagonal"),)
     note = "Each point is a tenth of the comparisons: how sure the model was, and how often it was right."
-    return Card("Calibration", calibration_chart("Calibration", points), keys, note)
+    return Card("Calibration", calibration_chart("Calibration", points), legend, note)

@@ -34,8 +34,8 @@ from rlhf_ray.data.labels import (
     pack_examples,
     pair_of_edit,
 )
-from rlhf_ray.data.rows import DataError
 from rlhf_ray.data.records import Edit, Ranking
+from rlhf_ray.data.rows import DataError
 from rlhf_ray.learner.reward_objectives import RewardObjective
 from rlhf_ray.learner.sharded_model import ShardedModel
 from rlhf_ray.micro_batches import plan_micro_batches

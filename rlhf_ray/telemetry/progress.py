@@ -100,7 +100,7 @@ class StageProgress:
             self._live = None
         mark, style = ("✓", "green") if kind is None else ("✗", "red")
         steps = f"{self._step}/{self._total} steps in {duration(time.perf_counter() - self._began)}"
-        figures = "  ".join(self._figures())
+        figures = "  ".join(self._key_metrics())
         line = f"[{style}]{mark}[/] [bold]{escape(self._stage)}[/]  {steps}  [dim]{escape(figures)}[/]"
         self._console.print(line, highlight=False, soft_wrap=True)
 
@@ -110,7 +110,7 @@ class StageProgress:
         return self._step
 
     def update(self, step: int, metrics: Mapping[str, float | None] | None = None) -> None:
-        """Say that `step` steps are done, and what the last one measured."""
+        """Show that `step` steps are done, with the metrics of the last one."""
         self._step = step
         self._metrics.update(metrics or {})
         for name in KEY_METRICS:
@@ -118,7 +118,7 @@ class StageProgress:
                 self._history.setdefault(name, deque(maxlen=_HISTORY)).append(value)
         self._bar.update(self._task, completed=step)
         if self._live is None and (step % self._plain_every == 0 or step == self._total):
-            self._plain("  ".join([f"{step}/{self._total}", *self._figures(), *self._time_left()]))
+            self._plain("  ".join([f"{step}/{self._total}", *self._key_metrics(), *self._time_left()]))
 
     def note(self, message: str) -> None:
         """Print a line above the display."""
@@ -128,9 +128,9 @@ class StageProgress:
         self._console.print(f"{self._run} · {self._stage} · {line}", markup=False, highlight=False, soft_wrap=True)
         self._console.file.flush()
 
-    def _figures(self) -> list[str]:
+    def _key_metrics(self) -> list[str]:
         known = ((name, self._metrics.get(name)) for name in KEY_METRICS)
-        return [f"{describe(name).label} {_short(name, value)}" for name, value in known if value is not None]
+        return [f"{describe(name).label} {_format(name, value)}" for name, value in known if value is not None]
 
     def _time_left(self) -> list[str]:
         done = self._step - self._first_step
@@ -143,16 +143,16 @@ class StageProgress:
         header = Text.assemble((f" {self._run} ", "bold black on cyan"), " ", (self._stage, "bold"))
         parts: list[RenderableType] = [header, self._bar]
         if self._history:
-            parts.append(self._figure_table())
+            parts.append(self._metrics_table())
         if phases := self._phase_line():
             parts.append(phases)
         return Padding(Group(*parts), (1, 0, 0, 0))
 
-    def _figure_table(self) -> RenderableType:
+    def _metrics_table(self) -> RenderableType:
         table = Table.grid(padding=(0, 3))
         names = list(self._history)
         table.add_row(*(Text(describe(name).label, "dim") for name in names))
-        table.add_row(*(Text(_short(name, self._history[name][-1]), "bold") for name in names))
+        table.add_row(*(Text(_format(name, self._history[name][-1]), "bold") for name in names))
         table.add_row(*(Text(_sparkline(self._history[name]), "cyan") for name in names))
         return table
 
@@ -179,5 +179,5 @@ def _sparkline(values: deque[float]) -> str:
     return "".join(_SPARKS[round((value - low) * scale)] for value in values)
 
 
-def _short(name: str, value: float) -> str:
+def _format(name: str, value: float) -> str:
     return f"{value:.1%}" if describe(name).unit == "%" else f"{value:.4g}"

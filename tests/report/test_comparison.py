@@ -1,4 +1,4 @@
-"""Several runs on one page: told apart, complete, and none hides what another has."""
+"""Several runs on one page are distinguishable and complete, and none hides what another has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the console says where a file of a run is damaged, or a page has no place: one message, and no traceback."""
+"""If a file of a run is damaged, or a page cannot be written, the console prints one message and no traceback."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """What a command that fails says."""
+    """Runs a command that must fail and returns its message."""
 
     def refused(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["rlhf-ray", *arguments])
@@ -93,7 +93,7 @@ def test_all_bad_lines_of_a_run_are_told_at_once(folder, refused):
 
 
 def test_whoever_opens_a_damaged_log_is_told_the_same(folder):
-    """A run that goes on opens both; `serve` reads which step it serves from the metrics."""
+    """A resumed run opens both; `serve` reads the step that it serves from the metrics."""
     add(folder.events, "nonsense")
     add(folder.metrics, "nonsense")
     resumed = partial(MetricsLog, resume_step=1)

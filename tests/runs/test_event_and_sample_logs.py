@@ -1,4 +1,4 @@
-"""Events are never lost, samples follow the resume, and whatever a model wrote comes back as it was."""
+"""Events are never lost, samples are cut back on resume, and any text of a model is read back unchanged."""
 
 from __future__ import annotations
 

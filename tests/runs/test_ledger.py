@@ -1,4 +1,4 @@
-"""The ledger after crashes: nothing twice, nothing torn, whatever characters ids and reasons hold."""
+"""The ledger after crashes has no duplicate and no torn entries, whatever characters ids and reasons contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every step is recorded exactly once, as valid JSON, through crashes and resumes; TensorBoard says the same."""
+"""Every step is recorded exactly once, as valid JSON, through crashes and resumes; TensorBoard shows the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fresh run keeps the older one, under another name."""
+"""A new run keeps the earlier one under another name."""
 
 from __future__ import annotations
 

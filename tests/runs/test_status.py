@@ -1,4 +1,4 @@
-"""Where a run stands, from its folder and from a job's log."""
+"""The status of a run, from its folder and from a job's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that others write is followed: what is new is read once, what is damaged is named, what is gone is forgotten."""
+"""Following a file that others write: new records are read once, damage is reported, deleted records are forgotten."""
 
 from __future__ import annotations
 

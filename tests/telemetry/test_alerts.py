@@ -1,4 +1,4 @@
-"""Alerts on trajectories made for them: what begins, when, what does not, what is over, and that a resume fires nothing again."""
+"""Alerts on constructed trajectories: when they begin and end, when they do not, and that a resume fires none again."""
 
 from __future__ import annotations
 

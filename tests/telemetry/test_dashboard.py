@@ -1,4 +1,4 @@
-"""Grafana's dashboard against a real exporter: whatever a panel asks for is exported by that name."""
+"""The Grafana dashboard against a real exporter: every metric that a panel queries is exported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.exporter import names_of, scrape
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "cluster" / "monitoring" / "dashboard.json"
-# A step of configs/quickstart.yaml; the rest of the catalogue is recorded beside it.
+# A step of configs/quickstart.yaml; the rest of the catalogue is recorded too.
 STEP = {
     "kl/coefficient": 0.03, "response/length_mean": 38.68, "response/eos_rate": 1.0, "throughput/samples_per_s": 62.49,
     "reward/mean": 1.772, "reward/std": 0.327, "reward/part/model": 1.772, "kl/sequence": 4.926, "policy/entropy": 0.1119,
@@ -35,7 +35,7 @@ def queries(board: dict) -> list[str]:
 
 
 def missing(board: dict, exported: set[str]) -> set[str]:
-    """What panels ask for and nobody exports."""
+    """Metrics that panels query but that are not exported."""
     exact, patterns = zip(*map(metrics_of, queries(board)), strict=True)
     unmatched = {p for p in set().union(*patterns) if not any(re.fullmatch(p, name) for name in exported)}
     return (set().union(*exact) - exported) | unmatched

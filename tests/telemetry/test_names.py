@@ -1,4 +1,4 @@
-"""Every figure that this package records stands in the catalogue, and the page about it is the catalogue."""
+"""Every metric that this package records is in the catalogue, and docs/metrics.md shows the catalogue."""
 
 from __future__ import annotations
 

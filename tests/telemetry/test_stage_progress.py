@@ -1,4 +1,4 @@
-"""The display stays below what others print; without a terminal there is a plain line every few steps."""
+"""The display stays below other output; without a terminal there is a plain line every few steps."""
 
 from __future__ import annotations
 

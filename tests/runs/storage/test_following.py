@@ -1,4 +1,4 @@
-"""Logs of runs on a store, kept up on this machine."""
+"""Local copies of the logs of runs on a store are kept up to date."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("working_root")
 
 @pytest.fixture(params=SERVERS)
 def uri(request) -> str:
-    """Of a folder with two runs."""
+    """The URI of a folder with two runs."""
     request.getfixturevalue(SERVERS[request.param])
     uri = f"{request.param}://runs/followed/{request.node.originalname}"
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""URIs: what is one, what it may hold, and where it lies on a node."""
+"""URIs: which are valid, and their local paths on a node."""
 
 from __future__ import annotations
 

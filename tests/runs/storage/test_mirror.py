@@ -1,4 +1,4 @@
-"""What a run leaves on real servers of object stores, and what another machine finds there."""
+"""What a run uploads to real object-store servers, and what another machine downloads from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that read a run on a store, and shares of checkpoints that other nodes write."""
+"""Commands that read a run on a store, and checkpoint files that other nodes write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run on s3://, on the real engines: stopped, and gone on with on another machine."""
+"""A whole run on s3:// with the real engines: stopped, and resumed on another machine."""
 
 from __future__ import annotations
 
