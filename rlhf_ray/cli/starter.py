@@ -15,7 +15,7 @@ from rlhf_ray.data.formats import PARSERS, detect_format
 from rlhf_ray.data.records import Scored
 from rlhf_ray.data.rows import DataError, Row, load_rows
 from rlhf_ray.errors import InputError
-from rlhf_ray.models.loading import check_model_folder
+from rlhf_ray.models.loading import check_model_folder, context_of
 
 TINY, SIMULATE, REWARD_MODEL = "tiny", "simulate", "model"
 """Answers that are not a path or a function."""
@@ -70,6 +70,7 @@ def starter_config(answers: Answers, schema: str | None = None) -> str:
     tiny, simulated = answers.model == TINY, SIMULATE in answers.data
     if not tiny:
         check_model_folder(answers.model, "--model")
+    context = 512 if tiny else min(1024, context_of(answers.model))
     if simulated and len(answers.data) > 1:
         raise StarterError("--data simulate generates all data; leave the data files out, or leave simulate out")
     sources = _Sources({}) if simulated else _sources(answers.data)
@@ -85,12 +86,12 @@ def starter_config(answers: Answers, schema: str | None = None) -> str:
         "seed: 0",
         f"stages: [{', '.join(stages)}]",
     ]
-    sections = [header, _model(answers.model), _data(sources, tiny)]
+    sections = [header, _model(answers.model), _data(sources, context)]
     if sft:
         sections.append(_supervised("sft", "Supervised fine-tuning on the demonstrations.", "3e-3" if tiny else "1e-5"))
     if learned:
         sections.append(_reward_model(sources, tiny))
-    sections.append(_ppo(functions, learned, tiny))
+    sections.append(_ppo(functions, learned, tiny, context))
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
@@ -161,17 +162,16 @@ def _model(model: str) -> list[str]:
     return ["model:", "  # A Hugging Face folder with safetensors.", f"  path: {_quoted(model)}"]
 
 
-def _data(sources: _Sources, tiny: bool) -> list[str]:
+def _data(sources: _Sources, context: int) -> list[str]:
     lines = ["data:"]
     if not sources.by_kind:
         lines += ["  # Simulated customers and annotators; the numbers of records.", f"  simulate: {_SIMULATED}"]
     for kind, file in sources.by_kind.items():
         lines.append(f"  {kind}: {{location: {_quoted(file)}}}")
-    prompt, dialogue = (256, 512) if tiny else (512, 1024)
     return [
         *lines,
-        f"  max_prompt_tokens: {prompt}      # longer prompts are left out and counted",
-        f"  max_dialogue_tokens: {dialogue}",
+        f"  max_prompt_tokens: {context // 2}      # longer prompts are left out and counted",
+        f"  max_dialogue_tokens: {context}",
     ]
 
 
@@ -198,7 +198,7 @@ def _reward_model(sources: _Sources, tiny: bool) -> list[str]:
     return lines
 
 
-def _ppo(functions: Sequence[str], learned: bool, tiny: bool) -> list[str]:
+def _ppo(functions: Sequence[str], learned: bool, tiny: bool, context: int) -> list[str]:
     """PPO with a value model if a reward model is trained; GRPO, which needs none, if a function alone is the reward."""
     lines = [
         "# Reinforcement learning.",
@@ -209,7 +209,7 @@ def _ppo(functions: Sequence[str], learned: bool, tiny: bool) -> list[str]:
     if learned:
         lines += [
             "  minibatches: 4               # optimizer steps of one batch",
-            "  algorithm: {kl: {coefficient: 0.05}}",
+            "  algorithm: {missing_eos_penalty: 1.0, kl: {coefficient: 0.05}}",
         ]
     else:
         lines += [
@@ -217,7 +217,7 @@ def _ppo(functions: Sequence[str], learned: bool, tiny: bool) -> list[str]:
             "  algorithm: {advantage: grpo, aggregation: sequence_mean, kl: {placement: loss, coefficient: 0.01}}",
         ]
     lines += [
-        f"  rollout: {{sampling: {{max_new_tokens: {128 if tiny else 256}}}}}",
+        f"  rollout: {{sampling: {{max_new_tokens: {context // 4}}}}}",
         f"  policy: {{optimizer: {{learning_rate: {'5e-4' if tiny else '1e-6'}}}}}",
     ]
     if learned:

@@ -76,6 +76,7 @@ def test_files_go_where_they_fit(tiny_model, files, sources, stages, reward):
         assert getattr(config.data, kind).location == f"{file}.jsonl"
     assert [function.function for function in config.ppo.reward.functions] == reward[1:]
     assert config.ppo.reward.model is not None and config.ppo.algorithm.needs_value_model
+    assert config.data.max_dialogue_tokens == 128, "the model's context"
 
 
 @pytest.mark.parametrize("files", [("prompts",), ("demonstrations",), ("pairs",)], ids="+".join)
