@@ -18,7 +18,7 @@ from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.extras.discriminator import Discriminator, DiscriminatorOutput
 from rlhf_ray.driver.extras.endpoint_publishing import Publishing
 from rlhf_ray.driver.extras.ptx import DemonstrationSource, per_step, with_demonstrations
-from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.rollouts import PromptSource
 from rlhf_ray.driver.run_logger import RunLogger
 from rlhf_ray.driver.token_batches import TokenBatcher
 from rlhf_ray.driver.training_batch import TrainingBatch, collate, minibatches, prepare, shaped_scores

@@ -17,7 +17,7 @@ from rlhf_ray.driver.extras.discriminator import Discriminator
 from rlhf_ray.driver.extras.endpoint_publishing import publishing
 from rlhf_ray.driver.extras.ptx import encoded, to_learn_from, to_tell_apart
 from rlhf_ray.driver.loop import PpoLoop
-from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.rollouts import PromptSource
 from rlhf_ray.driver.run_logger import RunLogger
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.models.loading import load_tokenizer, replace_folder

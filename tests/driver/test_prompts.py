@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.rollouts import PromptSource
 from rlhf_ray.types import Prompt, rollout_seed
 
 

@@ -20,7 +20,7 @@ from rlhf_ray.config.section import Workers
 from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.driver.loop import PpoLoop
-from rlhf_ray.driver.prompts import PromptSource
+from rlhf_ray.driver.rollouts import PromptSource
 from rlhf_ray.driver.run_logger import RunLogger
 from rlhf_ray.driver.training_batch import collate
 from rlhf_ray.driver.workers import Roles
