@@ -13,6 +13,7 @@ from rlhf_ray.config.rollout import EnvironmentConfig, RolloutConfig
 from rlhf_ray.config.section import ImportPath, Section
 from rlhf_ray.config.serving import PublishingConfig
 from rlhf_ray.config.teacher import DiscriminatorConfig, TeacherConfig
+from rlhf_ray.roles import RoleName
 
 
 class PlacementConfig(Section):
@@ -20,7 +21,7 @@ class PlacementConfig(Section):
 
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray's placement strategy for the bundles of the roles."""
-    colocate: list[list[Literal["rollout", "policy", "value", "reference", "reward", "teacher", "discriminator"]]] = []
+    colocate: list[list[RoleName]] = []
     """Groups of roles whose actors share a bundle, such as `[[rollout, policy]]` with 0.5 GPUs each: two actors on one
     GPU."""
     timeout_s: float = Field(300.0, gt=0)

@@ -11,6 +11,7 @@ from rlhf_ray.config.ppo import EvaluationConfig, PpoConfig
 from rlhf_ray.config.section import Section, Workers
 from rlhf_ray.config.supervised import RewardModelConfig, SupervisedConfig
 from rlhf_ray.config.telemetry import AlertsConfig, TelemetryConfig
+from rlhf_ray.roles import ROLES
 from rlhf_ray.runs.storage.location import check_uri, is_uri
 
 Stage = Literal["sft", "reward_model", "ppo", "evaluation"]
@@ -152,17 +153,5 @@ class RunConfig(Section):
 
     @property
     def roles(self) -> dict[str, Workers]:
-        """The PPO stage's actors by role."""
-        ppo = self.ppo
-        roles = {"policy": ppo.policy.workers, "rollout": ppo.rollout.workers}
-        if ppo.reward.has_sources:
-            roles["reward"] = ppo.reward.workers
-        if ppo.teacher is not None and ppo.teacher.mode == "advantage":
-            roles["teacher"] = ppo.teacher.workers
-        if ppo.algorithm.kl.placement != "none" and not ppo.share_reference:
-            roles["reference"] = ppo.reference.workers
-        if ppo.algorithm.needs_value_model:
-            roles["value"] = ppo.value.workers
-        if ppo.discriminator is not None:
-            roles["discriminator"] = ppo.discriminator.workers
-        return roles
+        """The sizes of the PPO stage's roles, by name."""
+        return {name: getattr(self.ppo, name).workers for name, role in ROLES.items() if role.runs(self.ppo)}

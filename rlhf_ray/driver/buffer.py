@@ -1,7 +1,7 @@
-"""Where rollouts wait to be trained on: between the coroutine that streams them and the one that trains.
+"""The buffer between the coroutine that generates rollouts and the one that trains on them, and the admission of new groups.
 
-Invariants: bounded by admission; a batch is handed over in the order of admission, not of arrival, so that a run does not
-depend on timing; every group that was admitted is trained, given up, or among the `unfinished`.
+Invariants: admission bounds the buffer; a batch is taken in the order of admission, not of arrival, so a run does not depend on
+timing; every admitted group is trained, dropped, or among the `unfinished`.
 """
 
 from __future__ import annotations
@@ -9,39 +9,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from rlhf_ray.errors import InputError
 from rlhf_ray.types import Experience
 
+Item = TypeVar("Item")
+
 
 @dataclass
 class Admission:
-    """Counts of groups, in units of groups of one prompt."""
+    """Decides how many groups (all samples of one prompt) may be generated ahead of training."""
 
     groups_per_batch: int
     staleness: int = 0
     version: int = 0
-    """Published policy version."""
+    """The policy version of the rollout workers."""
     next_group: int = 0
-    """Index of the next group to admit: the cursor into the prompt source."""
+    """Index of the next group to admit; the cursor into the prompt source."""
     accepted: int = 0
-    """Groups complete so far, trained ones included."""
+    """Groups completed so far, including trained ones."""
     running: int = 0
     """Groups being generated or scored."""
     dropped_since_batch: int = 0
-    """Dropped groups since the last batch was taken."""
+    """Groups dropped since the policy version last changed."""
     attempts: int = 1
-    """A batch may cost the generation of so many times its groups; 1: groups without signal are trained, too."""
+    """Groups that may be generated for one group of a batch; 1: groups without signal are trained on, too."""
     again: tuple[int, ...] = ()
-    """Groups that an earlier attempt at the run had admitted and did not train: they come first."""
+    """Groups that an interrupted attempt at the run admitted and did not train; they come first."""
     first_of_batch: int = field(init=False)
-    """Index of the first group that the present policy version began."""
+    """Index of the first group admitted since the policy version last changed."""
 
     def __post_init__(self) -> None:
         self.first_of_batch = self.next_group
 
     def admit(self) -> list[int]:
-        """Indices of the groups that may start now; they count as running."""
+        """Indices of the groups that may start now; they count as running from then on."""
         limit = (self.staleness + self.version + 1) * self.groups_per_batch
         count = max(0, limit - self.accepted - self.running)
         again, self.again = self.again[:count], self.again[count:]
@@ -56,10 +59,10 @@ class Admission:
         self.accepted += 1
 
     def drop(self) -> None:
-        """A running group is given up.
+        """A running group is dropped.
 
         Raises:
-            TooManyDrops: more groups were dropped than a batch holds; training would wait for ever.
+            TooManyDrops: more groups were dropped than a batch holds; training might wait forever.
         """
         self.running -= 1
         self.dropped_since_batch += 1
@@ -70,36 +73,36 @@ class Admission:
             )
 
     def resample(self, index: int) -> bool:
-        """Whether a running group, complete but without signal, makes room for another; if not, it must be accepted."""
+        """Whether a complete group without signal is replaced by another; if not, it must be accepted."""
         if self.attempts == 1 or index >= self.first_of_batch + (self.attempts - 1) * self.groups_per_batch:
             return False
         self.running -= 1
         return True
 
     def advance_version(self, version: int) -> None:
-        """A new policy version is with the rollout workers."""
+        """The rollout workers have a new policy version."""
         self.version = version
         self.dropped_since_batch = 0
         self.first_of_batch = self.next_group
 
 
 class TooManyDrops(InputError, RuntimeError):
-    """Nearly everything that is generated is dropped."""
+    """More groups were dropped than a batch holds."""
 
 
 @dataclass
-class GroupCollector:
+class GroupCollector(Generic[Item]):
     """Collects the samples of each prompt until a group is complete.
 
-    Invariant: every group ends exactly once, as complete or as dropped; what arrives for a dropped group is ignored.
+    Invariant: every group ends exactly once, complete or dropped; samples that arrive for a dropped group are ignored.
     """
 
     size: int
-    _parts: dict[str, dict[int, object]] = field(default_factory=dict)
+    _parts: dict[str, dict[int, Item]] = field(default_factory=dict)
     _dropped: dict[str, int] = field(default_factory=dict)
 
-    def add(self, prompt_id: str, sample_index: int, item: object) -> list[object] | None:
-        """The whole group in sample order, if this was its last part."""
+    def add(self, prompt_id: str, sample_index: int, item: Item) -> list[Item] | None:
+        """Add a sample; returns the whole group in sample order if it is complete now."""
         if prompt_id in self._dropped:
             self._count_down(prompt_id)
             return None
@@ -111,7 +114,7 @@ class GroupCollector:
         return [parts[index] for index in sorted(parts)]
 
     def drop(self, prompt_id: str) -> bool:
-        """Give up a group because of one of its samples; whether it was still alive."""
+        """Drop a group because of one of its samples; returns whether it was alive."""
         if prompt_id in self._dropped:
             self._count_down(prompt_id)
             return False
@@ -135,33 +138,33 @@ class ExperienceBuffer:
         samples_per_prompt: int,
         has_signal: Callable[[Sequence[Experience]], bool] = lambda group: True,
     ) -> None:
-        """`has_signal` says of a complete group whether there is anything to learn from it."""
+        """`has_signal`: whether there is anything to learn from a complete group."""
         self.admission, self._has_signal = admission, has_signal
-        self._assembler = GroupCollector(samples_per_prompt)
+        self._collector: GroupCollector[Experience] = GroupCollector(samples_per_prompt)
         self._ready: dict[int, list[Experience]] = {}
         self._index: dict[str, int] = {}
         self._changed = asyncio.Condition()
 
     @property
     def unfinished(self) -> tuple[int, ...]:
-        """Indices of the groups that were admitted, and neither handed over nor given up."""
+        """Indices of the groups that were admitted, and neither taken nor dropped."""
         return tuple(sorted({*self._index.values(), *self._ready}))
 
     async def admit(self) -> list[int]:
-        """Wait until groups may start; their indices."""
+        """Wait until groups may start; returns their indices."""
         async with self._changed:
             while not (admitted := self.admission.admit()):
                 await self._changed.wait()
             return admitted
 
     def expect(self, prompt_id: str, index: int) -> None:
-        """The group of `prompt_id` is admitted as number `index`."""
+        """Say that the group of `prompt_id` was admitted as number `index`."""
         self._index[prompt_id] = index
 
     async def put(self, experience: Experience) -> bool:
-        """Add one sample. False: it completed a group without signal, which is given up; room is made for another."""
+        """Add one sample. Returns False if it completed a group without signal, which another group will replace."""
         request = experience.rollout.request
-        group = self._assembler.add(request.prompt.id, request.sample_index, experience)
+        group = self._collector.add(request.prompt.id, request.sample_index, experience)
         if group is None:
             return True
         async with self._changed:
@@ -174,8 +177,8 @@ class ExperienceBuffer:
         return kept
 
     async def drop(self, prompt_id: str) -> bool:
-        """Give up a group; whether it was still alive. Room is made for another."""
-        alive = self._assembler.drop(prompt_id)
+        """Drop a group, which another will replace; returns whether it was alive."""
+        alive = self._collector.drop(prompt_id)
         if alive:
             async with self._changed:
                 del self._index[prompt_id]
@@ -184,14 +187,14 @@ class ExperienceBuffer:
         return alive
 
     async def take(self, groups: int) -> list[Experience]:
-        """Wait for that many groups; their experiences, oldest group first."""
+        """Wait for that many groups; returns their experiences, oldest group first."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._ready) >= groups)
             chosen = sorted(self._ready)[:groups]
             return [experience for index in chosen for experience in self._ready.pop(index)]
 
     async def advance_version(self, version: int) -> None:
-        """Tell admission that the workers have a new policy."""
+        """The rollout workers have a new policy version, so more groups may start."""
         async with self._changed:
             self.admission.advance_version(version)
             self._changed.notify_all()

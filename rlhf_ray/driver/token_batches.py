@@ -1,4 +1,4 @@
-"""Rollouts that finished, in batches by tokens. Pure."""
+"""Batches of finished rollouts, by their number of tokens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class TokenBatcher:
     """Collects rollouts until they hold `budget` tokens."""
 
     def __init__(self, budget: int, group: int = 1) -> None:
-        """`group`: rollouts of one prompt that must be in the same batch; they count when they are all there."""
+        """`group`: number of rollouts of one prompt that must be in the same batch; they count when all have arrived."""
         self.budget, self.group = budget, group
         self._tokens = 0
         self._waiting: list[Rollout] = []
         self._incomplete: dict[str, list[Rollout]] = {}
 
     def add(self, rollout: Rollout) -> list[Rollout]:
-        """A full batch, if this rollout filled one; else nothing."""
+        """Add a rollout; returns a batch if it is full now, otherwise an empty list."""
         members = self._incomplete.setdefault(rollout.prompt.id, [])
         members.append(rollout)
         if len(members) < self.group:
@@ -29,7 +29,7 @@ class TokenBatcher:
         return self._full() if self._tokens >= self.budget else []
 
     def take(self) -> list[Rollout]:
-        """What is waiting, at the end: also what is left of groups that lost members."""
+        """Take the rest at the end, including incomplete groups, whose other members were lost."""
         self._waiting += [rollout for members in self._incomplete.values() for rollout in members]
         self._incomplete.clear()
         return self._full()
@@ -40,7 +40,7 @@ class TokenBatcher:
 
 
 def spread(rollouts: Sequence[Rollout], budget: int, workers: int) -> list[list[Rollout]]:
-    """Rollouts that are there at once, in their order, in batches of about `budget` tokens, or of a worker's equal share."""
+    """Cut rollouts, in their order, into batches of about `budget` tokens or an equal share for each worker."""
     tokens = sum(map(tokens_of, rollouts))
     collector = TokenBatcher(min(budget, math.ceil(tokens / workers)))
     batches = [collector.add(rollout) for rollout in rollouts] + [collector.take()]
@@ -48,5 +48,5 @@ def spread(rollouts: Sequence[Rollout], budget: int, workers: int) -> list[list[
 
 
 def tokens_of(rollout: Rollout) -> int:
-    """Of prompt and response."""
+    """Number of tokens of prompt and response together."""
     return len(rollout.prompt.token_ids) + len(rollout)

@@ -1,7 +1,7 @@
-"""From scored rollouts to a training batch: rewards, advantages, weights. Pure, and over the global batch.
+"""From scored rollouts to a training batch: rewards, advantages, weights. Pure functions over the global batch.
 
-Everything here is a few floats per token, so it is computed in one place; that makes whitening, group statistics and the
-aggregation of the loss global by construction.
+All of this is a few floats per token, so the driver computes it in one place: whitening, group statistics and the aggregation
+of the loss are global without communication between ranks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlhf_ray.types import Experience, Rollout
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A batch ready for the learners and what the metrics say of it."""
+    """A batch with advantages, and figures of it for the metrics."""
 
     batch: Batch
     kl: float | None
@@ -37,19 +37,19 @@ class TrainingBatch:
     """Mean over tokens of log π_old − log π_T, nats."""
 
     def untrained(self) -> TrainingBatch:
-        """The same with nothing in the loss."""
+        """The same batch with no sequence in the loss."""
         return replace(self, trained=np.zeros_like(self.trained))
 
 
 def collate(experiences: Sequence[Experience]) -> Batch:
-    """Token ids and the columns that rollouts bring along."""
+    """Pack token ids, rollout log-probabilities and, if there is a reference, its log-probabilities."""
     rollouts = [experience.rollout for experience in experiences]
     batch = pack_rollouts(rollouts).with_columns(
         rollout_logprobs=np.concatenate([r.logprobs[r.sampled_mask] for r in rollouts])
     )
     if experiences[0].reference_logprobs is None:
         return batch
-    return batch.with_columns(reference_logprobs=np.concatenate([e.reference_logprobs for e in experiences]))
+    return batch.with_columns(reference_logprobs=_known([e.reference_logprobs for e in experiences]))
 
 
 def prepare(
@@ -60,13 +60,20 @@ def prepare(
     max_new_tokens: int,
     teaching: float = 0.0,
 ) -> TrainingBatch:
-    """Add advantages (and returns) to a collated batch; those of a teacher, times `teaching`, to those of the reward.
+    """Add advantages (and returns) to a collated batch.
 
-    `batch.old_logprobs` and `batch.old_values` are read where they are set; without old log-probabilities (a single
-    minibatch, and no KL in the reward) the engine's stand in for the KL that is only reported.
+    Without `batch.old_logprobs` (a single optimizer step and no KL in the reward) the rollout log-probabilities are used for
+    the KL, which is then only reported.
+
+    Args:
+        beta: the KL coefficient.
+        max_new_tokens: most tokens that the policy samples in one rollout.
+        teaching: coefficient of the teacher's advantages, which are added to those of the reward; 0: no teacher.
     """
     counts = batch.target_counts
-    rows, mask = _rows(batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs, counts)
+    logprobs = batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs
+    assert logprobs is not None
+    rows, mask = _rows(logprobs, counts)
     reference = None if batch.reference_logprobs is None else _rows(batch.reference_logprobs, counts)[0]
     scores = shaped_scores(experiences, algorithm, max_new_tokens)
     in_reward = beta if algorithm.kl.placement == "reward" else 0.0
@@ -85,7 +92,7 @@ def prepare(
         advantages = whiten(advantages, mask)
     teacher_kl = None
     if teaching:
-        teacher = _rows(np.concatenate([e.teacher_logprobs for e in experiences]), counts)[0]
+        teacher = _rows(_known([e.teacher_logprobs for e in experiences]), counts)[0]
         taught = per_token_advantages(teacher, rows, mask)
         advantages = advantages + teaching * taught
         teacher_kl = float(-taught[mask].mean())
@@ -97,30 +104,31 @@ def prepare(
 
 
 def minibatches(
-    prepared: TrainingBatch,
+    training_batch: TrainingBatch,
     algorithm: AlgorithmConfig,
     count: int,
     epochs: int,
     max_new_tokens: int,
     seed: Sequence[int],
 ) -> list[Batch | None]:
-    """`epochs`·`count` minibatches of whole sequences, each with the weights of its own global loss.
+    """Cut `epochs`·`count` minibatches of whole sequences, each with the token weights of its own global loss.
 
-    None stands for a minibatch without a single trained sequence: its step would move the weights by momentum alone.
+    A minibatch without a trained sequence is None: its optimizer step would change the weights by momentum alone.
     """
     generator = np.random.default_rng(seed)
-    batch, result = prepared.batch, []
+    batch = training_batch.batch
+    result: list[Batch | None] = []
     for _ in range(epochs):
         order = generator.permutation(len(batch)) if count > 1 else np.arange(len(batch))
         result += [
-            _weighted(batch.select(indices), prepared.trained[indices], algorithm, max_new_tokens)
+            _weighted(batch.select(indices), training_batch.trained[indices], algorithm, max_new_tokens)
             for indices in np.array_split(order, count)
         ]
     return result
 
 
 def shaped_scores(experiences: Sequence[Experience], algorithm: AlgorithmConfig, max_new_tokens: int) -> torch.Tensor:
-    """float32 [B]: scores less what truncated and long responses cost: what advantages are computed from."""
+    """float32 [B]: scores minus the penalties for truncated and long responses. Advantages are computed from these."""
     scores = torch.tensor([e.score.total for e in experiences], dtype=torch.float32)
     finished = torch.from_numpy(_finished(experiences))
     scores = score_unfinished(scores, finished, penalty=algorithm.missing_eos_penalty or 0.0)
@@ -131,7 +139,7 @@ def shaped_scores(experiences: Sequence[Experience], algorithm: AlgorithmConfig,
 
 
 def turn_rewards(rollouts: Sequence[Rollout]) -> np.ndarray:
-    """float32 [M]: what environments gave for each turn, at the turn's last token; 0 elsewhere."""
+    """float32 [M]: the environment's reward of each turn at the turn's last token, 0 at other tokens."""
     column = np.zeros(sum(rollout.sampled_count for rollout in rollouts), dtype=np.float32)
     end = 0
     for rollout in rollouts:
@@ -157,6 +165,11 @@ def _finished(experiences: Sequence[Experience]) -> np.ndarray:
 def _group_ids(experiences: Sequence[Experience]) -> torch.Tensor:
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(e.rollout.prompt.id, len(numbers)) for e in experiences])
+
+
+def _known(columns: Sequence[np.ndarray | None]) -> np.ndarray:
+    """One column of parts that all exist."""
+    return np.concatenate([column for column in columns if column is not None])
 
 
 def _rows(column: np.ndarray, counts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

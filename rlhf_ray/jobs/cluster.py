@@ -21,6 +21,7 @@ import httpx
 from rlhf_ray.errors import InputError
 from rlhf_ray.jobs.connection import ClusterRefused, dashboard_of, read_token, readable_errors
 from rlhf_ray.jobs.submission import ATTEMPT, FILES, FOLDER, RUN, Submission
+from rlhf_ray.roles import status_labels
 from rlhf_ray.runs.status import RunStatus, newest_status
 from rlhf_ray.runtime.addresses import AUTO, JOBS_VARIABLES, is_url, jobs_address, unset
 
@@ -28,11 +29,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 LIVE = ("PENDING", "RUNNING")
-ROLES = {
-    "RolloutWorker": "rollout", "RewardWorker": "reward", "ReferenceWorker": "reference", "TeacherWorker": "teacher",
-    "Learner": "learner", "RayTrainWorker": "trainer",
-}  # fmt: skip
-"""Names of roles by actor class, as Ray lists them."""
+LABELS = {**status_labels(), "RayTrainWorker": "trainer"}
+"""What status calls an actor, by the name of its class. Ray Train's workers run the supervised stages."""
 TAIL = 2000
 """Number of lines at the end of a log that are searched for the newest status."""
 
@@ -191,8 +189,8 @@ class RayCluster:
             "/actors", limit=10_000, filter_keys=["job_id", "state"], filter_predicates=["=", "="],
             filter_values=[attempt.job, "ALIVE"],
         ).raise_for_status()  # fmt: skip
-        ours = [actor for actor in listed.json()["data"]["result"]["result"] if actor["class_name"] in ROLES]
-        by_role = Counter(ROLES[actor["class_name"]] for actor in ours)
+        ours = [actor for actor in listed.json()["data"]["result"]["result"] if actor["class_name"] in LABELS]
+        by_role = Counter(LABELS[actor["class_name"]] for actor in ours)
         return Workers(dict(by_role), len({actor["node_id"] for actor in ours}))
 
     def _get(self, path: str, **parameters: Any) -> httpx.Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,6 +29,7 @@ from rlhf_ray.models.heads import SequenceScores, TokenLogprobs, TokenValues
 from rlhf_ray.models.loading import Dtype, load_causal_lm, load_reward_model, load_scalar_model
 from rlhf_ray.models.lora import without_adapters
 from rlhf_ray.models.reward_heads import RewardHeads
+from rlhf_ray.roles import ROLES
 from rlhf_ray.runs.storage.folders import Manifest, fetch
 from rlhf_ray.runs.storage.location import local
 from rlhf_ray.runs.storage.rank_files import fetch_rank_files, upload_rank_files, working_root_id
@@ -40,7 +41,8 @@ from rlhf_ray.weights.native import NativeSender, TransferPlan
 class LearnerSpec:
     """The specification of a learner, the same for all ranks."""
 
-    role: Literal["policy", "value", "discriminator"]
+    role: str
+    """The name of a learner's role in `roles.ROLES`."""
     model: str
     """The Hugging Face folder that training starts from."""
     config: LearnerConfig
@@ -65,6 +67,7 @@ class Learner:
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int) -> None:
         teacher = spec.teacher and spec.teacher.model_copy(update={"model": fetch(spec.teacher.model)})
         self.spec = replace(spec, model=fetch(spec.model), teacher=teacher)
+        self.kind: LearnerModel = ROLES[spec.role].load("model")
         self.rank, self.world_size = rank, world_size
         self.use_gpu = spec.config.workers.gpus > 0
         self.teacher: FrozenTeacher | None = None
@@ -91,11 +94,11 @@ class Learner:
             base: evaluate the model without its adapters.
         """
         with without_adapters(self.model.hf_model) if base else nullcontext():
-            return self.model.evaluate(batch, micro_batches, self._forward)
+            return self.model.evaluate(batch, micro_batches, self.kind.output)
 
     def update(self, batch: Batch, micro_batches: list[np.ndarray], learning_rate: float, beta: float) -> StepResult:
         """Take one optimizer step on this rank's share of a minibatch. `beta` is the coefficient of a KL term in the loss."""
-        return self.model.step(batch, micro_batches, self._objective(beta), learning_rate)
+        return self.model.step(batch, micro_batches, self.kind.objective(self.spec, beta, self.teacher), learning_rate)
 
     def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
         """Log-probabilities of tokens 1… of one sequence at temperature 1: float32 [T−1]."""
@@ -104,7 +107,7 @@ class Learner:
         policy = self.model.engine.module
         temperature, policy.temperature = policy.temperature, 1.0
         try:
-            return self.model.evaluate(batch, [np.zeros(1, dtype=np.int64)], self._forward)
+            return self.model.evaluate(batch, [np.zeros(1, dtype=np.int64)], self.kind.output)
         finally:
             policy.temperature = temperature
 
@@ -158,31 +161,37 @@ class Learner:
         return ((name, tensor.to(dtype)) for name, tensor in read(bucket_bytes))
 
     def _load(self) -> torch.nn.Module:
-        model, seed, attention = self.spec.model, self.spec.seed, self.spec.config.attention
         dtype: Dtype = "bf16" if self.spec.config.precision == "bf16" else "fp32"
-        match self.spec.role:
-            case "policy":
-                return TokenLogprobs(load_causal_lm(model, dtype, attention), self.spec.temperature)
-            case "value":
-                return TokenValues(load_scalar_model(model, dtype, attention, seed))
-            case "discriminator":
-                # A new head is as small as a reward model's, so the first scores are close to 0.
-                return SequenceScores(load_reward_model(model, RewardHeads({"reward": 1.0}), dtype, attention, seed))
+        return self.kind.load(self.spec, dtype)
 
-    def _objective(self, beta: float) -> Objective:
-        match self.spec.role:
-            case "policy":
-                return policy_objective(self.spec.algorithm, beta, self.teacher)
-            case "value":
-                return value_objective(self.spec.algorithm)
-            case "discriminator":
-                return discriminator_objective(self.spec.smoothing)
 
-    def _forward(self, model: torch.nn.Module, inputs: ModelInput) -> torch.Tensor:
-        match self.spec.role:
-            case "policy":
-                return model(inputs)[0]
-            case "value":
-                return model(inputs)
-            case "discriminator":
-                return model(inputs)[:, 0]
+@dataclass(frozen=True)
+class LearnerModel:
+    """What differs between the learners of different roles. `roles.ROLES` names one for each."""
+
+    load: Callable[[LearnerSpec, Dtype], torch.nn.Module]
+    """Loads the trained module."""
+    objective: Callable[[LearnerSpec, float, FrozenTeacher | None], Objective]
+    """The loss for a KL coefficient and a teacher of the whole vocabulary."""
+    output: Callable[[torch.nn.Module, ModelInput], torch.Tensor]
+    """What `evaluate` returns for the targets of a micro-batch."""
+
+
+POLICY = LearnerModel(
+    lambda spec, dtype: TokenLogprobs(load_causal_lm(spec.model, dtype, spec.config.attention), spec.temperature),
+    lambda spec, beta, teacher: policy_objective(spec.algorithm, beta, teacher),
+    lambda model, inputs: model(inputs)[0],
+)
+VALUE = LearnerModel(
+    lambda spec, dtype: TokenValues(load_scalar_model(spec.model, dtype, spec.config.attention, spec.seed)),
+    lambda spec, beta, teacher: value_objective(spec.algorithm),
+    lambda model, inputs: model(inputs),
+)
+DISCRIMINATOR = LearnerModel(
+    # A new head is as small as a reward model's, so the first scores are close to 0.
+    lambda spec, dtype: SequenceScores(
+        load_reward_model(spec.model, RewardHeads({"reward": 1.0}), dtype, spec.config.attention, spec.seed)
+    ),
+    lambda spec, beta, teacher: discriminator_objective(spec.smoothing),
+    lambda model, inputs: model(inputs)[:, 0],
+)

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rlhf_ray.config import RunConfig, dump_config
 from rlhf_ray.config.changes import check_unchanged
@@ -21,10 +20,12 @@ from rlhf_ray.config.run import Stage
 from rlhf_ray.data.datasets import Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.data.tokenize import encode_prompts
 from rlhf_ray.driver.extras.endpoint_publishing import check_endpoint
+from rlhf_ray.driver.hooks import LoopHook
 from rlhf_ray.driver.run_logger import note_worker_event
-from rlhf_ray.driver.workers import LEARNERS, ModelPaths, Roles
+from rlhf_ray.driver.workers import ModelPaths, Roles, start_workers
 from rlhf_ray.models.loading import load_tokenizer, local_folder
 from rlhf_ray.report import write_report
+from rlhf_ray.roles import ROLES
 from rlhf_ray.runs.events import EventLog
 from rlhf_ray.runs.run_folder import RunFolder, atomic_write
 from rlhf_ray.runs.status import status_lines
@@ -58,7 +59,7 @@ class Run:
     stop: StopRequest
     mirror: Mirror | None = None
     """Copies the folder to a store, if the config names one."""
-    hooks: Sequence[Any] = ()
+    hooks: Sequence[LoopHook] = ()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -112,7 +113,9 @@ class Run:
         return ModelPaths(self.ppo_start, value, reward, teacher, discriminator)
 
 
-def run(config: RunConfig, resume: bool = False, only: Stage | None = None, hooks: Sequence[Any] = ()) -> RunFolder:
+def run(
+    config: RunConfig, resume: bool = False, only: Stage | None = None, hooks: Sequence[LoopHook] = ()
+) -> RunFolder:
     """Do every stage of a config, or only one of them; returns the folder with the results.
 
     It may be called where an event loop runs already, such as in a notebook.
@@ -198,23 +201,19 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
     found = find_checkpoint(current.folder, current.events) if "ppo" in due else None
     roles_needed = config.roles
     if "ppo" not in due:
-        roles_needed = {role: w for role, w in roles_needed.items() if role not in (*LEARNERS, "teacher")}
+        roles_needed = {role: workers for role, workers in roles_needed.items() if ROLES[role].evaluates}
     plan = plan_placement(roles_needed, ppo.placement.colocate, ppo.placement.strategy)
     with Placement(plan, roles_needed, ppo.placement.timeout_s, current.stop.check) as placement:
         with current.stage("start"), console.status("starting rollout, reward, reference and learner actors"):
-            starting = Roles.start(
+            starting = start_workers(
                 config, current.model_paths(), placement, lambda event: note_worker_event(current.events, event)
             )
             roles = await current.stop.or_result(starting)
         try:
             await current.stop.or_result(_normalise(current, roles))
             if "ppo" in due:
-                assert current.data.prompts is not None
                 with current.stage("ppo"):
-                    await run_ppo(
-                        config, current.folder, roles, current.ppo_start, current.data.prompts, current.events, found,
-                        current.data.demonstrations, current.stop, current.push,
-                    )  # fmt: skip
+                    await run_ppo(current, roles, found, current.hooks)
             if "evaluation" in due:
                 await current.stop.or_result(_evaluate(current, roles))
         finally:

@@ -12,25 +12,60 @@ import pytest
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.driver import checkpointer
-from rlhf_ray.driver.checkpointer import RunState, TrainingState, load_state, newest
+from rlhf_ray.driver.checkpointer import Checkpointer, TrainingState, load_state, newest
+from rlhf_ray.driver.hooks import LoopHook
 from rlhf_ray.runs import atomic_checkpoint
 from rlhf_ray.runs.atomic_checkpoint import NotACheckpoint
 
 FILES = {"policy/model.safetensors": b"weights", "policy_learner/state/rank_0.pt": bytes(range(256)), "empty": b""}
 
 
-def state(step: int) -> RunState:
-    return RunState(step, 4 * step, {"kind": "fixed", "beta": 0.1}, "f" * 64)
+def state(step: int) -> TrainingState:
+    return TrainingState(step, 4 * step, FixedKL(0.1))
 
 
-async def write_roles(folder: Path) -> None:
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
-def save(folder: Path, step: int, keep: int = 2, write=write_roles) -> Path:
-    return asyncio.run(checkpointer.save(folder, state(step), write, keep))
+class Learner:
+    """A learner group that writes files by hand."""
+
+    def __init__(self) -> None:
+        self.loaded: list[Path] = []
+
+    async def save_checkpoint(self, folder: Path) -> None:
+        write(folder / "state" / "rank_0.pt", FILES["policy_learner/state/rank_0.pt"])
+
+    async def save_pretrained(self, folder: Path) -> None:
+        write(folder / "model.safetensors", FILES["policy/model.safetensors"])
+
+    async def load_checkpoint(self, folder: Path) -> None:
+        self.loaded.append(folder)
+
+
+class Hook(LoopHook):
+    """A hook with an empty file."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.restored = error, []
+
+    async def save(self, folder: Path) -> None:
+        write(folder / "empty", FILES["empty"])
+        if self.error is not None:
+            raise self.error
+
+    async def restore(self, folder: Path) -> None:
+        self.restored.append(folder)
+
+
+def checkpointer_of(folder: Path, keep: int = 2, hook: LoopHook | None = None) -> Checkpointer:
+    return Checkpointer(folder, {"policy": Learner()}, hook or Hook(), keep, "f" * 64)
+
+
+def save(folder: Path, step: int, keep: int = 2, hook: LoopHook | None = None) -> Path:
+    return asyncio.run(checkpointer_of(folder, keep, hook).save(state(step)))
 
 
 def refused(path: Path) -> str:
@@ -48,6 +83,26 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert path == tmp_path / "step_3" and load_state(path) == state(3)
     assert all((path / name).read_bytes() == content for name, content in FILES.items())
     assert newest(tmp_path, no_damage) == (path, state(3))
+
+
+def test_learners_and_hooks_are_restored(tmp_path):
+    hook = Hook()
+    restoring = checkpointer_of(tmp_path, hook=hook)
+    learners = restoring.learners | {"value": Learner()}
+    restoring.learners = learners
+    path = asyncio.run(restoring.save(state(1)))
+    assert (path / "value_learner" / "state" / "rank_0.pt").is_file()
+    asyncio.run(restoring.restore(path))
+    assert [learner.loaded for learner in learners.values()] == [[path / "policy_learner"], [path / "value_learner"]]
+    assert hook.restored == [path]
+
+
+def test_the_state_of_an_older_version_is_read(tmp_path):
+    """Before groups could be unfinished, state.json had four fields."""
+    fields = {"step": 2, "next_group": 8, "kl": {"kind": "fixed", "beta": 0.1}, "config_sha256": "f" * 64}
+    temporary = atomic_checkpoint.begin(tmp_path, 2)
+    (temporary / checkpointer.STATE).write_text(json.dumps(fields))
+    assert load_state(atomic_checkpoint.seal(temporary)) == state(2)
 
 
 EVERY_FILE = [*FILES, checkpointer.STATE]
@@ -136,13 +191,9 @@ def test_no_checkpoints_at_all(tmp_path):
 
 
 def test_a_crash_while_saving_leaves_the_older_one(tmp_path):
-    async def crash(folder: Path) -> None:
-        await write_roles(folder)
-        raise OSError("disk full")
-
     save(tmp_path, 1)
     with pytest.raises(OSError, match="disk full"):
-        save(tmp_path, 2, write=crash)
+        save(tmp_path, 2, hook=Hook(OSError("disk full")))
     assert (tmp_path / "tmp_step_2" / "empty").is_file(), "left as the crash left it"
     assert newest(tmp_path, no_damage) == (tmp_path / "step_1", state(1))
     save(tmp_path, 2)
@@ -183,7 +234,7 @@ def test_the_same_step_again_replaces(tmp_path):
 def test_training_state_survives(kl):
     begun = TrainingState.initial(kl)
     advanced = begun.advance(9.0, 50, next_group=17).advance(None, 50, next_group=30)
-    assert TrainingState.restored(RunState(**json.loads(json.dumps(vars(advanced.saved("f" * 64)))))) == advanced
+    assert TrainingState.from_dict(json.loads(json.dumps(advanced.to_dict()))) == advanced
     assert advanced.step == 2 and advanced.next_group == 30
     if kl.target is None:
         assert advanced.kl == FixedKL(0.2)
@@ -200,7 +251,7 @@ def test_a_resumed_run_admits_what_the_interrupted_one_would_have(tmp_path):
 def test_groups_that_were_not_finished_survive_and_come_first(tmp_path):
     """With staleness 1 a run stops while some groups are under way: they are generated again, then what comes next."""
     stopped = TrainingState.initial(KLConfig()).advance(None, 2, next_group=7, unfinished=(3, 5))
-    asyncio.run(checkpointer.save(tmp_path, stopped.saved("f" * 64), write_roles, keep=1))
-    resumed = TrainingState.restored(load_state(tmp_path / "step_1"))
+    asyncio.run(checkpointer_of(tmp_path).save(stopped))
+    resumed = load_state(tmp_path / "step_1")
     assert resumed == stopped
     assert resumed.admission(2, staleness=1).admit() == [3, 5, 7, 8]

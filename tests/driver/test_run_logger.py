@@ -1,4 +1,4 @@
-"""Alerts through a run's journal: events, the console's line, status, report; and no second time on resume."""
+"""Alerts of a run: events, the console's line, status, report; and no second time on resume."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rlhf_ray.config import parse_config
 from rlhf_ray.config.algorithm import KLConfig
-from rlhf_ray.config.telemetry import AlertsConfig
 from rlhf_ray.driver.checkpointer import TrainingState
 from rlhf_ray.driver.run_logger import RunLogger
 from rlhf_ray.driver.training_batch import TrainingBatch, collate
@@ -21,14 +21,19 @@ from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.runs.status import read_status
 from rlhf_ray.telemetry.alerts import raised_alerts
 
-CONFIG = AlertsConfig(kl=4.0, patience=2)
+CONFIG = parse_config(
+    {
+        "name": "run", "stages": ["ppo"], "model": {"path": "model"}, "data": {"prompts": {"location": "prompts.jsonl"}},
+        "ppo": {"steps": 20, "reward": {"model": {"path": "reward"}}}, "alerts": {"kl": 4.0, "patience": 2},
+    }
+)  # fmt: skip
 
 
 @contextmanager
-def journal(folder: RunFolder, tokenizer, resume_step: int | None = None) -> Iterator[RunLogger]:
+def logger(folder: RunFolder, tokenizer, resume_step: int | None = None) -> Iterator[RunLogger]:
     with (
         EventLog(folder.events) as events,
-        RunLogger(folder, events, tokenizer, 20, 1, "", resume_step, CONFIG) as opened,
+        RunLogger(folder, events, tokenizer, CONFIG, resume_step) as opened,
     ):
         yield opened
 
@@ -42,7 +47,7 @@ def test_an_alert_reaches_everybody_who_looks(tmp_path, experience, tiny_model, 
     def record(opened: RunLogger, step: int, kl: float) -> None:
         opened.record(replace(state, step=step), experiences, replace(prepared, kl=kl), [], [], {})
 
-    with journal(folder, tokenizer) as opened:
+    with logger(folder, tokenizer) as opened:
         for step, kl in enumerate((1.0, 5.0, 6.0, 7.0), start=1):
             record(opened, step, kl)
     said = "the KL to the reference is 6 nats per response, above alerts.kl = 4, since step 2"
@@ -52,7 +57,7 @@ def test_an_alert_reaches_everybody_who_looks(tmp_path, experience, tiny_model, 
     assert read_status(folder).alerts == 1
     page = write_report(folder).read_text()
     assert 'id="alerts"' in page and page.index('id="alerts"') < page.index('id="ppo"') and said in page
-    with journal(folder, tokenizer, resume_step=4) as opened:
+    with logger(folder, tokenizer, resume_step=4) as opened:
         for step, kl in enumerate((7.0, 1.0, 1.0), start=5):
             record(opened, step, kl)
     (alert,) = raised_alerts(read_events(folder.events))
@@ -66,7 +71,7 @@ def test_a_reward_that_is_not_finite_is_told_in_the_step_that_has_it(tmp_path, e
     folder, tokenizer = RunFolder(tmp_path / "run"), load_tokenizer(tiny_model)
     experiences = [experience("p", 0, 3, reward), experience("q", 0, 3, 0.0)]
     prepared = TrainingBatch(collate(experiences), kl=1.0, shaped_reward=0.5, trained=np.ones(2, dtype=bool))
-    with journal(folder, tokenizer) as opened:
+    with logger(folder, tokenizer) as opened:
         opened.record(replace(TrainingState.initial(KLConfig()), step=1), experiences, prepared, [], [], {})
     (event,) = [event for event in read_events(folder.events) if event.kind == "alert"]
     assert event.message.startswith("reward/mean: not finite, since step 1")

@@ -109,7 +109,7 @@ def play(pool: RolloutPool, talking_model: Path) -> Callable[..., list[Rollout |
     def run(config: EnvironmentConfig | None, requests: Sequence[RolloutRequest], context: int = CONTEXT) -> list:
         async def collect() -> list:
             episodes = config and EpisodeRunner(pool, load_tokenizer(talking_model), config, context)
-            roles = Roles(pool, None, None, None, None, episodes=episodes)
+            roles = Roles(pool, episodes=episodes)
             async with aclosing(roles.generate(requests)) as arriving:
                 return [item async for item in arriving]
 

@@ -170,7 +170,7 @@ def test_a_run_is_submitted_watched_stopped_and_resumed_while_another_runs(clust
     assert read_status(short).step == 2 and short.policy.is_dir()
 
     stopped = command("stop", "long")
-    assert stopped.returncode == 0 and "stopped, as asked, after step" in stopped.stdout, (
+    assert stopped.returncode == 0 and "asked to stop, and stopped after step" in stopped.stdout, (
         stopped.stdout + stopped.stderr
     )
     steps = len(read_metrics(long.metrics))

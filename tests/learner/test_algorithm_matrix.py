@@ -13,12 +13,12 @@ import pytest
 import ray
 
 from rlhf_ray.batch import pack_sequences
+from rlhf_ray.config import RunConfig
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.rollout import RolloutConfig, SamplingConfig
 from rlhf_ray.config.section import Workers
-from rlhf_ray.driver.checkpointer import TrainingState
-from rlhf_ray.driver.extras.ptx import DemonstrationSource
+from rlhf_ray.driver.extras.ptx import DemonstrationSource, Ptx
 from rlhf_ray.driver.loop import PpoLoop
 from rlhf_ray.driver.rollouts import PromptSource
 from rlhf_ray.driver.run_logger import RunLogger
@@ -131,19 +131,15 @@ def demonstrations() -> DemonstrationSource:
     return DemonstrationSource(pack_sequences(dialogues, [np.arange(20) >= 10 for _ in dialogues]), 0)
 
 
-async def step(stand: Stand, config: PpoConfig, folder: Path) -> tuple[float, dict[str, float]]:
+async def step(stand: Stand, config: RunConfig, folder: Path) -> tuple[float, dict[str, float]]:
     """(what the step gained of Σ weights·A·logπ, its metrics)."""
-    groups = [stand.policy] + ([stand.value] if config.algorithm.needs_value_model else [])
-    await asyncio.gather(*(group.ranks[0].restart.remote(config.algorithm) for group in groups))
-    roles = Roles(None, None, None, stand.policy, groups[1] if len(groups) > 1 else None)
+    groups = [stand.policy] + ([stand.value] if config.ppo.algorithm.needs_value_model else [])
+    await asyncio.gather(*(group.ranks[0].restart.remote(config.ppo.algorithm) for group in groups))
+    roles = Roles(None, learners=dict(zip(("policy", "value"), groups, strict=False)))
     tokenizer, run_folder = load_tokenizer(stand.model), RunFolder(folder)
-    extra = demonstrations() if config.algorithm.ptx else None
-    source = PromptSource([e.rollout.prompt for e in stand.experiences], "matrix", 0, SAMPLES)
-    with (
-        EventLog(run_folder.events) as events,
-        RunLogger(run_folder, events, tokenizer, config.steps, 1, "") as journal,
-    ):
-        loop = PpoLoop(config, roles, source, TrainingState.initial(config.algorithm.kl), journal, 0, extra)
+    hooks = [Ptx(config.ppo, demonstrations())] if config.ppo.algorithm.ptx else []
+    with EventLog(run_folder.events) as events, RunLogger(run_folder, events, tokenizer, config) as logger:
+        loop = PpoLoop(config, roles, None, logger, None, hooks)
         prepared = await loop.prepare(stand.experiences)
         ((policy,), values) = await loop.update(prepared)
     assert len(values) == len(groups) - 1, "a value model is trained if and only if the algorithm has one"
@@ -162,13 +158,13 @@ async def step(stand: Stand, config: PpoConfig, folder: Path) -> tuple[float, di
 def test_one_step_of_every_algorithm(stand: Stand, tmp_path: Path, name: str) -> None:
     """Oracle 24 for each recipe: the first ratio is 1, nothing is clipped, and the step increases the objective."""
     changes = ["ppo.algorithm.overlong.buffer_tokens=24"] if name == "DAPO" else BESIDE.get(name, [])
-    config = load_recipe(name if name in RECIPES else "PPO", tmp_path, [*SMALL, *changes]).ppo
+    config = load_recipe(name if name in RECIPES else "PPO", tmp_path, [*SMALL, *changes])
     gain, metrics = asyncio.run(step(stand, config, tmp_path / "run"))
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert metrics["policy/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["policy/ratio_max"] == pytest.approx(1.0, abs=1e-4) and metrics["policy/clip_fraction"] == 0
     assert gain > 0
-    corrected = config.algorithm.correction != "none"
+    corrected = config.ppo.algorithm.correction != "none"
     assert ("policy/correction_mean" in metrics) == corrected and ("policy/ptx_loss" in metrics) == ("ptx" in name)
     if corrected:
         assert metrics["policy/correction_mean"] == pytest.approx(1.0, abs=1e-3), (

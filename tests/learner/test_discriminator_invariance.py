@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from rlhf_ray.batch import Batch
-from rlhf_ray.driver.extras.discriminator import scored_at_end, told_apart
+from rlhf_ray.driver.extras.discriminator import labeled_batch, scored_at_end
 from tests.learner.rank_worker import DiscriminatorRankWorker
 
 ENV = {"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}}
@@ -25,7 +25,7 @@ def batch() -> Batch:
         lengths = rng.integers(3, 41, size=count)
         return scored_at_end(rng.integers(3, 300, size=lengths.sum()).astype(np.int32), lengths)
 
-    return told_apart(side(4), side(7))
+    return labeled_batch(side(4), side(7))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_oracle_17_accumulation(workers, control, tiny_model, batch):
 
 def test_more_ranks_than_a_side_has_sequences(workers, tiny_model, batch):
     """One rank has a demonstration and the other a sample."""
-    few = told_apart(*(scored_at_end(part.token_ids, part.lengths) for part in (batch.select([0]), batch.select([4]))))
+    few = labeled_batch(*(scored_at_end(part.token_ids, part.lengths) for part in (batch.select([0]), batch.select([4]))))
     expected = ray.get(workers[0].train.remote(str(tiny_model), 0, few, 10_000, STEPS))
     for result in ray.get([worker.train.remote(str(tiny_model), 3, few, 10_000, STEPS) for worker in workers[1:]]):
         assert_same(result, expected)

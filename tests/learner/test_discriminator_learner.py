@@ -13,7 +13,7 @@ import torch
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.teacher import DiscriminatorConfig
-from rlhf_ray.driver.extras.discriminator import Discriminator, scored_at_end, told_apart
+from rlhf_ray.driver.extras.discriminator import Discriminator, labeled_batch, scored_at_end
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
 from rlhf_ray.learner.actor import LearnerSpec
 from rlhf_ray.learner.group import LearnerGroup
@@ -66,7 +66,7 @@ def test_oracle_22_it_converges_to_the_log_ratio(group):
     """Three answers whose frequencies are 6 : 3 : 1 in demonstrations and 1 : 3 : 6 in samples."""
 
     async def learn() -> np.ndarray:
-        batch = told_apart(sequences((20, 6), (30, 3), (40, 1)), sequences((20, 1), (30, 3), (40, 6)))
+        batch = labeled_batch(sequences((20, 6), (30, 3), (40, 1)), sequences((20, 1), (30, 3), (40, 6)))
         for number in range(120):
             await group.update(batch, 2e-3 * (1 - number / 120))
         return await group.evaluate(sequences((20, 1), (30, 1), (40, 1)))
@@ -92,20 +92,22 @@ def test_it_learns_until_it_is_accurate_enough_and_goes_on_from_a_checkpoint(ray
         }
     )  # fmt: skip
 
-    async def steps(judge: Discriminator, first: int, count: int) -> list[dict[str, float]]:
+    async def steps(hook: Discriminator, first: int, count: int) -> list[dict[str, float]]:
         records = []
         for step in range(first, first + count):
             batch = experiences(40, 8)
-            judgement = await judge.judge(batch, step)
-            records.append(await judge.learn(batch, judgement, step))
+            await hook.reward(batch, step)
+            records.append(await hook.during_update(batch, step))
         return records
 
     async def train() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         groups = await asyncio.gather(*(start(tiny_model, ranks=1) for _ in range(2)))
         first, second = (Discriminator(ppo, group, DemonstrationSource(sequences((20, 9)), 0), 0) for group in groups)
         records = await steps(first, 0, 2)
+        await groups[0].save_checkpoint(tmp_path / "discriminator_learner")
         await first.save(tmp_path)
         records += await steps(first, 2, 4)
+        await groups[1].load_checkpoint(tmp_path / "discriminator_learner")
         await second.restore(tmp_path)
         again = await steps(second, 2, 4)
         assert len(first.replay) == len(second.replay) == 4 * 8

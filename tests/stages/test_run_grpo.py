@@ -116,17 +116,18 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_bit_by_bit(finished, input
     """The run drops the same groups, uses the same demonstrations and gets the same weights."""
     record = RunLogger.record
 
-    def record_and_be_told(journal: RunLogger, state: TrainingState, *rest: object) -> None:
-        record(journal, state, *rest)
+    def record_and_be_told(logger: RunLogger, state: TrainingState, *rest: object) -> dict[str, float]:
+        metrics = record(logger, state, *rest)
         if state.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
 
     monkeypatch.setattr(RunLogger, "record", record_and_be_told)
     settings, folder = config(tmp_path, inputs, tiny_model, checkpoint_every=100), RunFolder(tmp_path / finished.name)
     with pytest.raises(RunStopped, match=f"after step 1 of {STEPS}"):
         run(settings)
     assert load_state(folder.checkpoints / "step_1").step == 1 and not folder.policy.exists()
-    assert read_events(folder.events)[-1].message.startswith("stopped, as asked")
+    assert read_events(folder.events)[-1].message.startswith("the run was asked to stop, and stopped after step 1")
     assert folder.report.is_file()
 
     run(settings, resume=True)

@@ -1,1 +1,1 @@
-""""""
+"""Hooks of the PPO loop that a config asks for."""

@@ -1,12 +1,12 @@
-"""A reward from demonstrations: in every step the discriminator judges the batch, and then learns from it.
+"""A reward from demonstrations (adversarial imitation): in every step the discriminator scores the batch, then learns from it.
 
-Invariants: samples are judged before anything is learned from them; which demonstrations and old samples a step sees is a
-function of the run's seed and the step, so a resumed run is bit-exact.
+Invariants: samples are scored before the discriminator learns from them; the demonstrations and old samples of a step depend
+only on the run's seed and the step, so a resumed run is bit-exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,25 +24,28 @@ from rlhf_ray.algorithms.adversarial import (
 from rlhf_ray.batch import Batch, pack_rollouts
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver.extras.ptx import DemonstrationSource
+from rlhf_ray.driver.hooks import LoopHook
+from rlhf_ray.driver.training_batch import TrainingBatch
 from rlhf_ray.learner.deepspeed_engine import learning_rate
 from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.objectives import DiscriminatorDiagnostics
 from rlhf_ray.learner.sharded_model import StepResult
 from rlhf_ray.types import Experience, Score
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The newest samples, at most `capacity` of them."""
+    """The newest samples of the policy, at most `capacity`."""
 
     capacity: int
     samples: Batch | None = None
-    """Oldest first; None: there are none yet."""
+    """Oldest first; None if there are none yet."""
 
     def __len__(self) -> int:
         return 0 if self.samples is None else len(self.samples)
 
     def added(self, samples: Batch) -> Replay:
-        """With a batch of new ones, without the oldest that have no room."""
+        """The replay with new samples, without the oldest if there are too many."""
         everything = samples if self.samples is None else self.samples.joined(samples)
         kept = np.arange(max(0, len(everything) - self.capacity), len(everything))
         return replace(self, samples=everything.select(kept))
@@ -57,7 +60,7 @@ class Replay:
         save_file({"token_ids": token_ids, "lengths": lengths}, path)
 
     def loaded(self, path: Path) -> Replay:
-        """With the samples that `save` wrote, as many as this one has room for."""
+        """The replay with the samples that `save` wrote, at most as many as its capacity."""
         columns, empty = load_file(path), replace(self, samples=None)
         saved = scored_at_end(columns["token_ids"], columns["lengths"])
         return empty.added(saved) if len(saved) else empty
@@ -70,8 +73,8 @@ def scored_at_end(token_ids: np.ndarray, lengths: np.ndarray) -> Batch:
     return Batch(token_ids, lengths, mask)
 
 
-def told_apart(demonstrations: Batch, samples: Batch) -> Batch:
-    """Both in one batch, with labels and with weights by which each side counts half."""
+def labeled_batch(demonstrations: Batch, samples: Batch) -> Batch:
+    """Demonstrations (label 1) and samples (label 0) in one batch; the weights of each side add up to ½."""
     batch = demonstrations.joined(samples)
     demonstrated = np.arange(len(batch)) < len(demonstrations)
     weighted = batch.with_columns(weights=balanced_weights(demonstrated))
@@ -81,46 +84,47 @@ def told_apart(demonstrations: Batch, samples: Batch) -> Batch:
 def discriminator_batches(
     samples: Batch, replay: Replay, replayed: int, demonstrations: Sequence[Batch], count: int, seed: Sequence[int]
 ) -> list[Batch]:
-    """`count` batches for each pass, one after another.
+    """The minibatches of all passes, `count` for each.
 
     Args:
-        samples: the batch's, at least `count`.
-        replay: where `replayed` older ones are drawn from without replacement in each pass, or all there are.
-        demonstrations: of each pass, at least `count`.
+        samples: the current batch, at least `count` sequences.
+        replay: in each pass, `replayed` older samples are drawn from it without replacement, or all if it has fewer.
+        demonstrations: those of each pass, at least `count` sequences.
     """
-    generator, result = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    result: list[Batch] = []
     for shown in demonstrations:
         order = generator.permutation(len(samples))
         drawn = generator.permutation(len(replay))[:replayed]
         deals = zip(*(np.array_split(deck, count) for deck in (order, drawn, np.arange(len(shown)))), strict=True)
         for new, old, positive in deals:
             negatives = samples.select(new)
-            if len(old):
+            if replay.samples is not None and len(old):
                 negatives = negatives.joined(replay.samples.select(old))
-            result.append(told_apart(shown.select(positive), negatives))
+            result.append(labeled_batch(shown.select(positive), negatives))
     return result
 
 
 DISCRIMINATOR = "discriminator"
-"""Name of the part of a score that the discriminator gives."""
+"""The name of the discriminator's part of a score."""
 
 
 @dataclass(frozen=True)
 class DiscriminatorOutput:
-    """How well a batch's samples are told from as many demonstrations."""
+    """The discriminator's scores of a batch, compared with those of as many demonstrations."""
 
     logits: np.ndarray
-    """float32 [B]: f of each sample."""
+    """float32 [B]: f = log D − log(1 − D) of each sample."""
     loss: float
-    """log 2 for a discriminator that knows nothing, without smoothing."""
+    """Cross-entropy; log 2 without smoothing if the discriminator knows nothing."""
     accuracy_samples: float
     accuracy_demonstrations: float
     score_gap: float
-    """Mean f of the demonstrations less that of the samples, nats; at the optimum the sum of both KLs between their densities."""
+    """Mean f of demonstrations minus that of samples, nats; at the optimum, the sum of the KLs in both directions."""
 
     @classmethod
     def of(cls, logits: np.ndarray, demonstrations: np.ndarray, smoothing: float) -> DiscriminatorOutput:
-        """From f of the samples and of demonstrations, float32."""
+        """Compare f of the samples with f of the demonstrations, both float32."""
         both = torch.from_numpy(np.concatenate([demonstrations, logits]))
         side = np.arange(len(both)) < len(demonstrations)
         demonstrated = torch.from_numpy(side)
@@ -135,91 +139,109 @@ class DiscriminatorOutput:
 
     @property
     def accuracy(self) -> float:
-        """Of both sides, each counting half."""
+        """Mean accuracy of samples and demonstrations, each counting half."""
         return 0.5 * (self.accuracy_samples + self.accuracy_demonstrations)
 
 
-class Discriminator:
-    """The discriminator's learner, what it is shown, and the old samples it is reminded of."""
+class Discriminator(LoopHook):
+    """Rewards samples that look like demonstrations; the discriminator learns from the newest and some older samples."""
+
+    phase = "discriminator"
 
     def __init__(
         self, config: PpoConfig, learner: LearnerGroup, demonstrations: DemonstrationSource, seed: int
     ) -> None:
-        """`demonstrations`: whole sequences that end with the answer's last token, their only target."""
+        """`demonstrations`: sequences that end with an answer's last token, which is their only target."""
+        assert config.discriminator is not None
         self.config, self.learner, self.demonstrations, self.seed = config, learner, demonstrations, seed
         self.settings = config.discriminator
         kept = self.settings.replay.batches if self.settings.replay else 0
         self.replayed = self.settings.replay.per_pass(config.batch_size) if self.settings.replay else 0
         self.replay = Replay(kept * config.batch_size)
+        self._output: DiscriminatorOutput | None = None
 
-    async def judge(self, experiences: Sequence[Experience], step: int) -> DiscriminatorOutput:
-        """f = log D − log(1 − D) of every sample, and of as many of the demonstrations that step `step` will learn from."""
+    async def reward(self, experiences: Sequence[Experience], steps_done: int) -> Sequence[Experience]:
+        """Score the batch and add the discriminator's part to every score."""
+        self._output = await self.evaluate(experiences, steps_done)
+        return self.add_reward(experiences, self._output)
+
+    def select(self, batch: TrainingBatch) -> TrainingBatch:
+        """Nothing of the batch is trained on if nothing rewards it."""
+        return batch.untrained() if self._output and self.leaves_unrewarded(self._output) else batch
+
+    async def during_update(self, experiences: Sequence[Experience], steps_done: int) -> Mapping[str, float]:
+        """Learn from the batch that `reward` has scored."""
+        assert self._output is not None
+        return await self.learn(experiences, self._output, steps_done)
+
+    async def evaluate(self, experiences: Sequence[Experience], steps_done: int) -> DiscriminatorOutput:
+        """Score every sample, and as many of the demonstrations that this step will learn from."""
         samples = _samples(experiences)
-        shown = self._shown(step)[0]
+        shown = self._shown(steps_done)[0]
         shown = shown.select(np.arange(min(len(samples), len(shown))))
         logits = await self.learner.evaluate(samples.joined(shown))
         return DiscriminatorOutput.of(logits[: len(samples)], logits[len(samples) :], self.settings.smoothing)
 
-    def trusts(self, judgement: DiscriminatorOutput) -> bool:
-        """Whether the discriminator tells the two sides apart well enough to reward anybody."""
-        return judgement.accuracy >= self.settings.trusted_accuracy
+    def trusts(self, output: DiscriminatorOutput) -> bool:
+        """Whether the discriminator is accurate enough for its scores to count as rewards."""
+        return output.accuracy >= self.settings.trusted_accuracy
 
-    def policy_waits(self, judgement: DiscriminatorOutput) -> bool:
-        """Whether nothing at all rewards the batch."""
+    def leaves_unrewarded(self, output: DiscriminatorOutput) -> bool:
+        """Whether the discriminator's scores do not count and there is no other reward."""
         others = self.config.reward.has_sources or self.config.environment or self.config.teacher
-        return not self.trusts(judgement) and not others
+        return not self.trusts(output) and not others
 
-    def rewarded(self, experiences: Sequence[Experience], judgement: DiscriminatorOutput) -> list[Experience]:
-        """The batch with the discriminator's part in every score; it counts in the total where it is trusted."""
-        parts = imitation_reward(torch.from_numpy(judgement.logits), self.settings.clip).tolist()
-        weight = self.settings.weight if self.trusts(judgement) else 0.0
+    def add_reward(self, experiences: Sequence[Experience], output: DiscriminatorOutput) -> list[Experience]:
+        """The batch with the discriminator's part in every score; the total includes it if it is trusted."""
+        parts = imitation_reward(torch.from_numpy(output.logits), self.settings.clip).tolist()
+        weight = self.settings.weight if self.trusts(output) else 0.0
         return [
             replace(e, score=Score(e.score.total + weight * part, e.score.parts | {DISCRIMINATOR: part}))
             for e, part in zip(experiences, parts, strict=True)
         ]
 
     async def learn(
-        self, experiences: Sequence[Experience], judgement: DiscriminatorOutput, step: int
+        self, experiences: Sequence[Experience], output: DiscriminatorOutput, steps_done: int
     ) -> dict[str, float]:
-        """The optimizer steps of PPO step `step`, as long as the discriminator is not accurate enough; the metrics.
+        """Optimizer steps until the discriminator is accurate enough; returns the metrics.
 
-        Whether one more is needed is read off the judgement, then off each update, which measures its batch before it steps.
+        Accuracy and loss are first those of `output`, then those of each update, which measures its batch before it steps.
         """
         samples, settings = _samples(experiences), self.settings
-        shown, seed = self._shown(step), (self.seed, step)
+        shown, seed = self._shown(steps_done), (self.seed, steps_done)
         batches = discriminator_batches(samples, self.replay, self.replayed, shown, settings.minibatches, seed)
         results: list[StepResult] = []
-        accuracy, loss = judgement.accuracy, judgement.loss
+        accuracy, loss = output.accuracy, output.loss
         while len(results) < len(batches) and not is_sufficient(accuracy, loss, settings.sufficient_accuracy):
-            done, total = step * len(batches) + len(results), self.config.steps * len(batches)
+            done, total = steps_done * len(batches) + len(results), self.config.steps * len(batches)
             rate = learning_rate(settings.optimizer, done, total)
             results.append(await self.learner.update(batches[len(results)], rate))
-            accuracy, loss = results[-1].diagnostics.accuracy, results[-1].loss
+            diagnostics = results[-1].diagnostics
+            assert isinstance(diagnostics, DiscriminatorDiagnostics)
+            accuracy, loss = diagnostics.accuracy, results[-1].loss
         self.replay = self.replay.added(samples)
-        return self._metrics(judgement, results, len(batches))
+        return self._metrics(output, results, len(batches))
 
     async def save(self, folder: Path) -> None:
-        """Write the learner's state and the old samples below `folder`."""
-        await self.learner.save_checkpoint(folder / "discriminator_learner")
+        """Write the old samples."""
         self.replay.save(folder / _REPLAY)
 
     async def restore(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
-        await self.learner.load_checkpoint(folder / "discriminator_learner")
+        """Read the old samples."""
         self.replay = self.replay.loaded(folder / _REPLAY)
 
-    def _shown(self, step: int) -> list[Batch]:
-        """The demonstrations of each pass of a step, as many as there may be samples beside them."""
+    def _shown(self, steps_done: int) -> list[Batch]:
+        """The demonstrations of each pass of a step, as many as it can have samples."""
         count, epochs = self.config.batch_size + self.replayed, self.settings.epochs
-        return [self.demonstrations.take((step * epochs + epoch) * count, count) for epoch in range(epochs)]
+        return [self.demonstrations.take((steps_done * epochs + epoch) * count, count) for epoch in range(epochs)]
 
-    def _metrics(self, judgement: DiscriminatorOutput, results: Sequence[StepResult], planned: int) -> dict[str, float]:
+    def _metrics(self, output: DiscriminatorOutput, results: Sequence[StepResult], planned: int) -> dict[str, float]:
         metrics = {
-            "discriminator/loss": judgement.loss,
-            "discriminator/accuracy": judgement.accuracy,
-            "discriminator/accuracy_demonstrations": judgement.accuracy_demonstrations,
-            "discriminator/score_gap": judgement.score_gap,
-            "discriminator/trusted": float(self.trusts(judgement)),
+            "discriminator/loss": output.loss,
+            "discriminator/accuracy": output.accuracy,
+            "discriminator/accuracy_demonstrations": output.accuracy_demonstrations,
+            "discriminator/score_gap": output.score_gap,
+            "discriminator/trusted": float(self.trusts(output)),
             "discriminator/skipped": 1.0 - len(results) / planned,
         }
         if results:
@@ -232,6 +254,6 @@ _REPLAY = "discriminator_replay.safetensors"
 
 
 def _samples(experiences: Sequence[Experience]) -> Batch:
-    """Of an episode the last turn, as a response to all that was said before it."""
+    """Responses scored at their last token; of an episode, the last turn as a response to everything before it."""
     batch = pack_rollouts([experience.rollout.final_turn for experience in experiences])
     return scored_at_end(batch.token_ids, batch.lengths)

@@ -1,4 +1,4 @@
-"""What the discriminator's judgement is worth: its figures, the part in every score, and when it counts."""
+"""The discriminator's output: its figures, its part of every score, and when it counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_ray.types import Experience, Prompt, Rollout, RolloutRequest, Score
 LIKE, UNLIKE = np.asarray([2.0, 1.0, 9.0], dtype=np.float32), np.asarray([-1.0, 0.5, -9.0], dtype=np.float32)
 
 
-def imitation(**ppo) -> Discriminator:
+def discriminator(**ppo) -> Discriminator:
     fields = {
         "batch_size": 3,
         "reward": {"model": None},
@@ -36,23 +36,23 @@ def experiences(total: float, parts: dict[str, float]) -> list[Experience]:
 
 
 def test_figures():
-    judgement = DiscriminatorOutput.of(UNLIKE, LIKE, smoothing=0.0)
-    assert judgement.accuracy_demonstrations == 1 and judgement.accuracy_samples == pytest.approx(2 / 3)
-    assert judgement.accuracy == pytest.approx(5 / 6)
-    assert judgement.score_gap == pytest.approx(4 + 9.5 / 3)
+    output = DiscriminatorOutput.of(UNLIKE, LIKE, smoothing=0.0)
+    assert output.accuracy_demonstrations == 1 and output.accuracy_samples == pytest.approx(2 / 3)
+    assert output.accuracy == pytest.approx(5 / 6)
+    assert output.score_gap == pytest.approx(4 + 9.5 / 3)
     expected = sum(math.log1p(math.exp(-f)) for f in LIKE) / 6 + sum(math.log1p(math.exp(f)) for f in UNLIKE) / 6
-    assert judgement.loss == pytest.approx(expected, rel=1e-5)
+    assert output.loss == pytest.approx(expected, rel=1e-5)
     assert DiscriminatorOutput.of(np.zeros(3, np.float32), np.zeros(5, np.float32), 0.1).loss == pytest.approx(
         math.log(2)
     )
 
 
 def test_its_part_is_clipped_weighed_and_added():
-    judge, judgement = imitation(), DiscriminatorOutput.of(UNLIKE, LIKE, 0.0)
-    scored = judge.rewarded(experiences(1.0, {"rule": 1.0}), judgement)
+    hook, output = discriminator(), DiscriminatorOutput.of(UNLIKE, LIKE, 0.0)
+    scored = hook.add_reward(experiences(1.0, {"rule": 1.0}), output)
     assert [e.score.parts for e in scored] == [{"rule": 1.0, "discriminator": f} for f in (-1.0, 0.5, -4.0)]
     assert [e.score.total for e in scored] == [-1.0, 2.0, -7.0]
-    assert judge.trusts(judgement) and not judge.policy_waits(judgement)
+    assert hook.trusts(output) and not hook.leaves_unrewarded(output)
 
 
 FUNCTIONS = {"reward": {"model": None, "functions": [{"name": "rule", "function": "a:b"}]}}
@@ -61,27 +61,27 @@ FUNCTIONS = {"reward": {"model": None, "functions": [{"name": "rule", "function"
 @pytest.mark.parametrize(("ppo", "waits"), [({}, True), (FUNCTIONS, False)], ids=["alone", "beside a rule"])
 def test_one_that_cannot_tell_them_apart_rewards_nobody(ppo, waits):
     """Half of both sides are taken for the other."""
-    judge, judgement = (
-        imitation(**ppo),
+    hook, output = (
+        discriminator(**ppo),
         DiscriminatorOutput.of(np.asarray([-1.0, 1.0, 0.0], np.float32), LIKE - LIKE, 0.0),
     )
-    assert judgement.accuracy == 0.5
-    scored = judge.rewarded(experiences(1.0, {"rule": 1.0}), judgement)
+    assert output.accuracy == 0.5
+    scored = hook.add_reward(experiences(1.0, {"rule": 1.0}), output)
     assert [e.score.total for e in scored] == [1.0] * 3 and [e.score.parts["discriminator"] for e in scored] == [
         -1,
         1,
         0,
     ]
-    assert judge.policy_waits(judgement) == waits
+    assert hook.leaves_unrewarded(output) == waits
 
 
 def test_every_step_shows_other_demonstrations():
     source = DemonstrationSource(
         pack_sequences([np.asarray([i, i]) for i in range(40)], [np.asarray([False, True])] * 40), 0
     )
-    judge = imitation()
-    judge.demonstrations = source
-    seen = [number for step in range(6) for shown in judge._shown(step) for number in shown.token_ids[::2]]
+    hook = discriminator()
+    hook.demonstrations = source
+    seen = [number for step in range(6) for shown in hook._shown(step) for number in shown.token_ids[::2]]
     assert len(seen) == len(set(seen)) == 36, (
         "as many as there are samples, 3 new and 3 old, and none twice in an epoch"
     )

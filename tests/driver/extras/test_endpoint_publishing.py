@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.config.serving import PublishingConfig
-from rlhf_ray.driver.extras.endpoint_publishing import Candidate, NotDeployed, Publishing
+from rlhf_ray.driver.extras.endpoint_publishing import Candidate, EndpointPublishing, NotDeployed
 from rlhf_ray.runs.events import EventLog, read_events
 
 
@@ -50,16 +50,16 @@ def publish(
             folder.mkdir()
             (folder / "config.json").write_text("{}")
 
-        publishing = Publishing(
+        publishing = EndpointPublishing(
             PublishingConfig(**{"every": 1, **config}), tmp_path / "published", examine, save, endpoint.deploy, events
         )
-        await publishing.begin(begin)
+        await publishing.start(begin)
         said = []
         for step in range(begin + 1, len(qualities)):
-            said.append(await publishing.offer(step))
+            said.append(await publishing.after_sync(step))
             if settled:
-                await publishing.settle()
-        await publishing.settle()
+                await publishing.close()
+        await publishing.close()
         return said
 
     with EventLog(tmp_path / "events.jsonl") as events:

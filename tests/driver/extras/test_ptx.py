@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.batch import Batch, pack_sequences
-from rlhf_ray.driver.extras.ptx import DemonstrationSource, per_step, with_demonstrations
+from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.driver.extras.ptx import DemonstrationSource, Ptx, demonstrations_per_step, with_demonstrations
 
 
 def dialogues(count: int, first: int = 0) -> Batch:
@@ -43,7 +44,7 @@ def test_epochs_and_seeds_differ():
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, 32), (0.25, 8), (2.0, 64), (0.001, 1)])
 def test_demonstrations_per_step(share, expected):
-    assert per_step(share, 32) == expected
+    assert demonstrations_per_step(share, 32) == expected
 
 
 def test_both_in_one_batch():
@@ -54,3 +55,18 @@ def test_both_in_one_batch():
     assert mixed.advantages.tolist() == [1.0, 2.0, 3.0, 0.0, 0.0, 0.0]
     assert mixed.ptx_weights.tolist() == pytest.approx([0.0] * 3 + [0.2] * 3)
     assert mixed.old_logprobs is None and rollouts.ptx_weights is None
+
+
+def test_the_hook_takes_the_demonstrations_of_its_optimizer_step():
+    """Half as many as the 4 rollouts of a minibatch."""
+    config = PpoConfig.model_validate(
+        {
+            "batch_size": 8, "minibatches": 2, "reward": {"model": {"path": "reward"}},
+            "algorithm": {"ptx": {"coefficient": 0.6, "share": 0.5}},
+        }
+    )  # fmt: skip
+    hook, rollouts = Ptx(config, DemonstrationSource(dialogues(20), 3)), dialogues(4, first=100)
+    extended = [identities(hook.extend_minibatch(rollouts, done)) for done in range(3)]
+    assert all(ids[:4] == [100, 101, 102, 103] for ids in extended)
+    taken = identities(DemonstrationSource(dialogues(20), 3).take(0, 6))
+    assert [number for ids in extended for number in ids[4:]] == taken

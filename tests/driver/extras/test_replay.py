@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.batch import Batch
-from rlhf_ray.driver.extras.discriminator import Replay, discriminator_batches, scored_at_end, told_apart
+from rlhf_ray.driver.extras.discriminator import Replay, discriminator_batches, labeled_batch, scored_at_end
 
 
 def numbered(first: int, count: int) -> Batch:
@@ -79,5 +79,5 @@ def test_the_batches_of_a_step(new, kept, replayed, count, epochs, seed):
 
 
 def test_labels_and_weights_follow_a_selection():
-    batch = told_apart(numbered(0, 2), numbered(10, 3)).select([4, 0])
+    batch = labeled_batch(numbered(0, 2), numbered(10, 3)).select([4, 0])
     assert batch.labels[:, 0].tolist() == [0, 1] and batch.weights.tolist() == pytest.approx([1 / 6, 1 / 4])
