@@ -69,7 +69,9 @@ def test_oracle_17_accumulation(workers, control, tiny_model, batch):
 
 def test_more_ranks_than_a_side_has_sequences(workers, tiny_model, batch):
     """One rank has a demonstration and the other a sample."""
-    few = labeled_batch(*(scored_at_end(part.token_ids, part.lengths) for part in (batch.select([0]), batch.select([4]))))
+    few = labeled_batch(
+        *(scored_at_end(part.token_ids, part.lengths) for part in (batch.select([0]), batch.select([4])))
+    )
     expected = ray.get(workers[0].train.remote(str(tiny_model), 0, few, 10_000, STEPS))
     for result in ray.get([worker.train.remote(str(tiny_model), 3, few, 10_000, STEPS) for worker in workers[1:]]):
         assert_same(result, expected)
