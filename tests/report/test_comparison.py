@@ -104,7 +104,7 @@ def test_runs_that_hold_nothing_but_a_config(tmp_path):
     assert "None of these runs has recorded a step yet" in html and "Nothing differs" in html
 
 
-def test_names_are_told_apart_by_their_parents(tmp_path):
+def test_equal_names_are_labelled_with_their_parents(tmp_path):
     paths = [tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "other", tmp_path / "y" / "z" / "run"]
     assert labels_of(paths) == ["x/run", "y/run", "other", "z/run"]
     deep = [tmp_path / "x" / "runs" / "a", tmp_path / "y" / "runs" / "a"]
@@ -115,14 +115,14 @@ def test_names_are_told_apart_by_their_parents(tmp_path):
         labels_of([tmp_path / str(number) for number in range(9)])
 
 
-def test_whatever_the_runs_say_stays_text(tmp_path):
+def test_texts_of_runs_are_escaped(tmp_path):
     one = make_run(tmp_path / "one <b>", 1, prompts=(ATTACK,), config=f"model: {json.dumps(ATTACK)}\n")
     html = compare(tmp_path, one, make_run(tmp_path / "two", 1, prompts=(ATTACK,)))
     assert html.count("<script>") == 1 and "one <b>" not in html and "alert('x')" not in html
     assert "http" not in html.replace("http-equiv", "") and "default-src &#39;none&#39;" in html
 
 
-def test_the_command_writes_where_it_is_told(tmp_path, monkeypatch):
+def test_the_command_writes_to_the_requested_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one, two = make_run(tmp_path / "one", 1), make_run(tmp_path / "two", 2)
     said = CliRunner().invoke(app, ["report", str(one.path), str(two.path)], catch_exceptions=False)

@@ -106,7 +106,7 @@ def test_empty_folder_gives_a_page_that_says_what_is_missing(folder):
         assert missing in text
 
 
-def test_whole_run_is_told(folder):
+def test_whole_run_is_shown(folder):
     write_everything(folder)
     page = page_of(folder)
     for told in ("a <run> & more", "30 PPO steps", "91.2\u202f%", "1.5 standard deviations above SFT", "6.8\xa0nats",
@@ -130,7 +130,7 @@ def test_page_loads_nothing_from_anywhere(folder):
         assert (attributes.get("href") or "#").startswith("#")
 
 
-def test_whatever_a_model_or_a_file_says_stays_text(folder):
+def test_texts_of_models_and_files_are_escaped(folder):
     write_everything(folder, ATTACK)
     page = page_of(folder)
     assert [tag for tag, _ in page.elements].count("script") == 1
@@ -150,7 +150,7 @@ def test_only_the_script_of_the_page_may_run(folder):
 
 @pytest.mark.parametrize("missing", [*EVALUATION, "all"])
 @pytest.mark.parametrize("null", [True, False])
-def test_figures_that_were_not_measured_are_said_to_be_missing(folder, missing, null):
+def test_figures_that_were_not_measured_are_shown_as_missing(folder, missing, null):
     kept = {key: value for key, value in EVALUATION.items() if missing not in (key, "all")}
     absent = {key: None for key in EVALUATION.keys() - kept.keys()} if null else {}
     atomic_write(folder.evaluation, json.dumps(kept | absent))
@@ -203,7 +203,7 @@ def test_null_values_are_left_out_of_a_curve_and_counted(folder):
     assert "1 recorded value was not a finite number" in page.text
 
 
-def test_figure_that_never_was_a_number_is_said_to_be_so(folder):
+def test_metric_that_never_was_a_number_is_listed_as_not_recorded(folder):
     folder.metrics.write_text('{"step": 1, "timestamp": 1, "policy/entropy": null}\n')
     assert re.search(r"Not recorded in this run: [^.]*Entropy", page_of(folder).text)
 

@@ -85,14 +85,14 @@ def test_a_figure_that_is_no_number_is_named(folder, refused):
     assert f"{folder.metrics}, line 2: reward/mean is 'high'" in refused("report", str(folder.path))
 
 
-def test_all_bad_lines_of_a_run_are_told_at_once(folder, refused):
+def test_all_bad_lines_of_a_run_are_reported_together(folder, refused):
     add(folder.metrics, "nonsense", "[1]")
     add(folder.events, "{}")
     said = refused("report", str(folder.path)).splitlines()
     assert [place in line for place, line in zip(("line 2", "line 3", "events.jsonl"), said, strict=True)] == [True] * 3
 
 
-def test_whoever_opens_a_damaged_log_is_told_the_same(folder):
+def test_everything_that_opens_a_damaged_log_reports_the_same(folder):
     """A resumed run opens both; `serve` reads the step that it serves from the metrics."""
     add(folder.events, "nonsense")
     add(folder.metrics, "nonsense")

@@ -86,7 +86,7 @@ def test_figures_that_are_not_finite_become_null_and_the_file_stays_strict_json(
 
 
 @pytest.mark.parametrize("value", ["0.5", torch.ones(2), [1.0]])
-def test_what_is_no_number_is_refused_by_name(folder, value):
+def test_values_that_are_not_numbers_are_refused_by_name(folder, value):
     with MetricsLog(folder) as log, pytest.raises(TypeError, match="reward/mean"):
         log.log(1, {"reward/mean": value})
     assert read_metrics(folder.metrics) == []

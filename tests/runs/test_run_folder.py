@@ -32,7 +32,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_second_process_is_refused_and_told_who_is_there(tmp_path, holder):
+def test_second_process_is_refused_and_the_holder_named(tmp_path, holder):
     with pytest.raises(RunFolderBusy, match=f"pid {holder.pid} "), RunFolder(tmp_path / "run").claim(resume=True):
         pass
 

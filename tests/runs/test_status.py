@@ -16,7 +16,7 @@ def test_a_folder_without_anything_says_only_its_name(tmp_path):
     assert read_status(RunFolder(tmp_path / "a")) == RunStatus("a")
 
 
-def test_ppo_is_told_from_the_supervised_stage_before_it(tmp_path):
+def test_ppo_is_distinguished_from_the_supervised_stage_before_it(tmp_path):
     folder = RunFolder(tmp_path / "a")
     folder.path.mkdir()
     folder.config.write_text("ppo: {steps: 9}\n")
@@ -51,7 +51,7 @@ def test_people_do_not_read_lines_for_programs(size):
     assert "".join(without_status(chunks)) == "one\ntwo\n\nthree"
 
 
-def test_a_job_says_where_it_stands_at_the_latest_at_its_end(tmp_path, capsys):
+def test_a_job_prints_its_status_at_the_latest_at_its_end(tmp_path, capsys):
     folder = RunFolder(tmp_path / "a")
     with status_lines(folder, every_s=60.0):
         with closing(JsonLines(folder.metrics, None)) as lines:

@@ -96,7 +96,7 @@ def test_reward_that_grows_with_the_length(steps, growth, reward, fires):
         assert "the reward rose by" in alerts[0].message and "samples.jsonl" in alerts[0].message
 
 
-def test_length_that_grew_long_ago_is_no_news():
+def test_length_that_grew_long_ago_is_ignored():
     short = AlertsConfig(window=10)
     grown = hacking(20, 3.0, 3.0)
     flat = [{**grown[-1], "step": step} for step in range(21, 51)]
@@ -120,7 +120,7 @@ def test_throughput_collapses_against_its_median():
     assert not fired(records(speed=[1000.0, 900, 100] * 10)), "every third step writes a checkpoint"
 
 
-def test_what_is_not_finite_is_told_at_once_by_name():
+def test_metrics_that_are_not_finite_are_named_immediately():
     (begins, over) = fired(records(grad=[1.0, None, 1.0, 1.0, 1.0], kl=[1.0, None, 1.0, 1.0, 1.0]))
     assert said([begins, over]) == [("not_finite", "begins", 2, 2), ("not_finite", "is over", 5, 2)]
     assert "kl/sequence, policy/grad_norm: not finite" in begins.message
@@ -162,7 +162,7 @@ def test_a_healthy_run_is_left_alone():
     assert fired(records(**QUICKSTART, spread=[0.3] * 20)) == []
 
 
-def test_a_resumed_run_stands_where_it_stood():
+def test_a_resumed_run_has_the_same_alert_state():
     """The state after any prefix, folded again, goes on with the same alerts."""
     steps = records(kl=[10, 60, 60, 60, 60, 10, 10, 10, 70, 70, 70])
     whole = fired(steps)

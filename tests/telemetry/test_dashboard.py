@@ -68,7 +68,7 @@ def value(series: dict[str, float], name: str, **labels: str) -> float:
     return found[0]
 
 
-def test_the_file_is_what_the_code_says():
+def test_the_saved_dashboard_is_up_to_date():
     """Otherwise: python -m cluster.monitoring.make_dashboard > cluster/monitoring/dashboard.json"""
     assert json.loads(SAVED.read_text()) == dashboard()
 
@@ -86,7 +86,7 @@ def test_the_whole_catalogue_is_exported_by_its_names_of(exported):
     assert {exported_name(name) for name in METRICS} | {metric.name for metric in RUN_METRICS} <= names_of(exported)
 
 
-def test_every_panel_asks_for_what_is_exported(exported):
+def test_every_panel_queries_exported_metrics(exported):
     """Ray Serve's are exported where an endpoint runs: `tests/serving` scrapes one for those."""
     serving = {series for metric in SERVING_METRICS for series in metric.series}
     assert not missing(json.loads(SAVED.read_text()), names_of(exported) | serving)
@@ -95,7 +95,7 @@ def test_every_panel_asks_for_what_is_exported(exported):
 @pytest.mark.parametrize(
     "query", ["max(ray_rlhf_reward_meen)", '{__name__=~"ray_rlhf_idel_.+"}', "rate(ray_serve_nothing[1m])"]
 )
-def test_a_metric_that_nobody_exports_is_found(exported, query):
+def test_a_metric_that_is_not_exported_is_found(exported, query):
     board = dashboard()
     board["panels"].append({"targets": [{"expr": query}]})
     assert (

@@ -20,7 +20,7 @@ from rlhf_ray.telemetry.prometheus import RUN_METRICS, SERVING_METRICS
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_what_the_catalogue_says():
+def test_the_page_is_up_to_date():
     """Otherwise: python -m docs.make_metrics > docs/metrics.md"""
     assert (ROOT / "docs" / "metrics.md").read_text() == metric_table()
 
@@ -60,7 +60,7 @@ def test_everything_that_a_service_may_cost_is_a_family():
 
 
 @pytest.mark.parametrize("name", ["reward/meen", "time/rollout", "loss2", "service/judge/price", ""])
-def test_what_is_not_in_the_catalogue_is_not_known(name):
+def test_unknown_names_are_not_in_the_catalogue(name):
     assert find_metric(name) is None
 
 

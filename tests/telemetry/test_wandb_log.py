@@ -92,7 +92,7 @@ def package(tmp_path, monkeypatch) -> Path:
     return tmp_path / "site" / "wandb"
 
 
-def test_a_missing_package_is_told_before_anything_starts(package):
+def test_a_missing_package_is_reported_before_anything_starts(package):
     check_wandb(OFFLINE)
     (package / "__init__.py").unlink()
     wandb_log.importlib.invalidate_caches()
@@ -112,6 +112,6 @@ def test_the_key_comes_from_the_environment(package, monkeypatch):
 @pytest.mark.parametrize(
     "section", [{"project": ""}, {}, {"project": "a", "api_key": "b"}, {"project": "a", "mode": "on"}]
 )
-def test_what_is_no_configuration_is_refused(section):
+def test_invalid_configuration_is_refused(section):
     with pytest.raises(ConfigError, match="telemetry.wandb"):
         parse_config({"name": "a", "model": {"path": "a"}, "data": {"prompts": "a"}, "telemetry": {"wandb": section}})

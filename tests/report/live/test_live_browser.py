@@ -151,7 +151,7 @@ def test_runs_are_chosen_compared_and_left_again(page, shows, run, other):
     shows(page.locator("h1"), "2 runs")
 
 
-def test_damage_and_the_end_of_a_run_are_told(page, shows, run):
+def test_damage_and_the_end_of_a_run_are_shown(page, shows, run):
     page.goto(f"runs?run={run.folder.name}")
     with open(run.folder.metrics, "a") as file:
         file.write("<script>damaged</script>\n")
@@ -161,7 +161,7 @@ def test_damage_and_the_end_of_a_run_are_told(page, shows, run):
     shows(page.locator("main"), "No run has begun here yet")
 
 
-def test_a_server_that_does_not_answer_is_told_and_waited_for(chromium, address, shows, run):
+def test_a_server_that_does_not_answer_is_reported_and_waited_for(chromium, address, shows, run):
     context = chromium.new_context(base_url=address)
     page = context.new_page()
     page.goto(f"runs?run={run.folder.name}")
@@ -185,7 +185,7 @@ def test_light_and_dark(chromium, address, run, scheme, paper):
     context.close()
 
 
-def test_beside_another_application_a_key_is_needed(chromium, address, root, shows, run):
+def test_with_another_application_a_key_is_needed(chromium, address, root, shows, run):
     site = LiveSite.open(root, "127.0.0.1", 1, "KEYS_THAT_NOBODY_SET", shared=True)
     assert site.made_key is not None
     said = site.start()

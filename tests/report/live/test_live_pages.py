@@ -131,7 +131,7 @@ def test_only_get_and_only_what_there_is(client):
     assert many.status_code == 400
 
 
-def test_damage_is_told_and_the_rest_is_shown(client, root):
+def test_damage_is_reported_and_the_rest_is_shown(client, root):
     with open(root / "first" / "metrics.jsonl", "a") as file:
         file.write("<b>nonsense\n")
     add_steps(RunFolder(root / "first"), [4])
@@ -148,14 +148,14 @@ def test_damage_is_told_and_the_rest_is_shown(client, root):
     assert "config.yaml is damaged: empty" in client.get("/").text
 
 
-def test_a_run_that_is_deleted_is_said_to_be_gone(client, root):
+def test_a_deleted_run_is_reported_as_gone(client, root):
     client.get("/runs?run=first")
     (root / "first").rename(root.parent / "gone")
     gone = client.get("/runs?run=first")
     assert gone.status_code == 404 and "or no longer" in gone.text and "1 run<" in client.get("/").text
 
 
-def test_a_file_that_says_the_unexpected_is_an_error_that_is_told(root):
+def test_a_file_with_unexpected_content_is_a_reported_error(root):
     client = TestClient(build_app(root, None), base_url="http://127.0.0.1", raise_server_exceptions=False)
     (root / "first" / "evaluation.json").write_text('{"win_rate_vs_sft": "high"}')
     answer = client.get("/runs?run=first")
@@ -174,7 +174,7 @@ def test_without_keys_only_this_machine_is_answered(root):
     assert TestClient(build_app(root, None), base_url="http://localhost:8266").get("/").status_code == 200
 
 
-def test_a_page_may_load_nothing_and_be_framed_by_nobody(client):
+def test_a_page_may_load_nothing_and_not_be_framed(client):
     for place in ("/", "/runs?run=first", "/nothing"):
         policy = client.get(place).headers["content-security-policy"]
         assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy

@@ -75,14 +75,14 @@ def test_only_what_changed_is_fetched_again(uri, tmp_path, monkeypatch):
         store.put_text("metrics.jsonl", steps(2)) if not expected else None
 
 
-def test_where_no_run_is(uri):
+def test_a_uri_without_a_run_is_refused(uri):
     with pytest.raises(RunFolderError, match="holds no run"), followed(f"{uri}/nothing", print):
         pass
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("uri", ["s3"], indirect=True)
-def test_an_outage_is_said_once(s3_server, uri):
+def test_an_outage_is_reported_once(s3_server, uri):
     said: list[str] = []
     with followed(uri, said.append, every_s=0.1) as root:
         s3_server.stop()

@@ -116,7 +116,7 @@ def test_a_run_is_mirrored_and_comes_to_another_machine(store, tmp_path):
     going.push()
     assert folder_names(store) == ["checkpoints/step_1", "checkpoints/step_2"]
 
-    model(run / "sft")  # beside its metrics
+    model(run / "sft")  # next to its metrics
     checkpoint(run, 4)
     atomic_checkpoint.keep_newest(run / "checkpoints", 2, up_to=4)
     going.push()
@@ -144,7 +144,7 @@ def test_a_run_is_mirrored_and_comes_to_another_machine(store, tmp_path):
     assert folder_names(store) == ["checkpoints/step_4", "checkpoints/step_6", "sft"]
 
 
-def test_a_damaged_checkpoint_is_passed_over_aloud_and_never_all_of_them(store, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning_but_never_all_of_them(store, tmp_path):
     going = mirror(tmp_path / "here", store)
     for step in (1, 2):
         checkpoint(tmp_path / "here", step)
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_never_all_of_them(store, 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("store", ["s3"], indirect=True)  # the other client tries for 20 s inside each call
-def test_an_outage_is_said_once_and_made_good(s3_server, store, tmp_path):
+def test_an_outage_is_reported_once_and_the_upload_completed(s3_server, store, tmp_path):
     run = tmp_path / "here"
     going = mirror(run, store, every_s=0.2, patience_s=1.0)
     said: list[str] = []
@@ -207,7 +207,7 @@ def wait_for(condition, timeout_s: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def test_manifests_that_are_none_are_said_to_be(store):
+def test_an_unreadable_manifest_is_reported(store):
     store.put_text(".manifests/sft.json", "[1")
     with pytest.raises(IncompleteFolder, match="manifest"):
         read_manifest(store, "sft")

@@ -59,7 +59,7 @@ def test_status_and_report_by_uri(uri):
     assert said.exit_code == 0 and Path(said.output.strip().replace("\n", "")).is_file(), said.output
 
 
-def test_shares_of_two_nodes_make_one_checkpoint(tmp_path, monkeypatch, request):
+def test_files_of_two_nodes_make_one_checkpoint(tmp_path, monkeypatch, request):
     """Driver and two ranks, each on a node of its own; then two other nodes that read it."""
     uri = f"s3://runs/{request.node.name}/small"
     store, run = Store(uri), working_folder(uri)

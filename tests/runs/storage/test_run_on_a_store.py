@@ -98,7 +98,7 @@ def stop_after_a_step(folder) -> threading.Thread:
     return thread
 
 
-def test_a_stopped_run_goes_on_elsewhere_to_the_same_weights(cloud, ray_cluster, tiny_model, data, tmp_path):
+def test_a_stopped_run_resumes_elsewhere_to_the_same_weights(cloud, ray_cluster, tiny_model, data, tmp_path):
     """Learner ranks, rollout and reward workers see other working folders than the driver, before and after."""
     folder, environment = cloud
     workers = {"workers": WORKERS["workers"] | environment}
