@@ -7,7 +7,6 @@ The panels use the names of the metric catalogue, so a metric that is renamed th
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -192,12 +191,6 @@ def _panel_json(panel: Panel, number: int) -> dict[str, Any]:
             for at, query in enumerate(panel.queries)
         ],
     }
-
-
-def metrics_of(expression: str) -> tuple[set[str], set[str]]:
-    """The metrics in a PromQL expression: exact names, and regular expressions of names."""
-    patterns = set(re.findall(r'__name__=~"([^"]+)"', expression))
-    return set(re.findall(r"\bray_\w+", re.sub(r'"[^"]*"', "", expression))), patterns
 
 
 if __name__ == "__main__":

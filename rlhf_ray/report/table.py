@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,14 +30,6 @@ class Table:
         """Time of the first record in seconds since the epoch; None if unknown."""
         self.ended: float | None = None
         """Time of the last record in seconds since the epoch; None if unknown."""
-
-    @classmethod
-    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> Self:
-        """Build a table from records of metrics.jsonl."""
-        table = cls()
-        for record in records:
-            table.append(record)
-        return table
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record of metrics.jsonl.

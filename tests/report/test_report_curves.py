@@ -11,8 +11,15 @@ from rlhf_ray.telemetry.console import compact, duration, figure
 from rlhf_ray.telemetry.names import FAULTS
 
 
+def table_of(records):
+    table = Table()
+    for record in records:
+        table.append(record)
+    return table
+
+
 def records(values):
-    return Table.from_records({"step": step, "x": value} for step, value in enumerate(values, start=1))
+    return table_of({"step": step, "x": value} for step, value in enumerate(values, start=1))
 
 
 def test_short_curve_is_the_records_themselves():
@@ -46,7 +53,7 @@ def test_smoothing_of_a_straight_line_is_the_line():
 
 
 def test_missing_phase_counts_as_nothing_in_the_stack():
-    steps, layers = stacked(Table.from_records([{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0, "b": 5.0}]), ["a", "b"])
+    steps, layers = stacked(table_of([{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0, "b": 5.0}]), ["a", "b"])
     np.testing.assert_array_equal(steps, [1, 2])
     np.testing.assert_array_equal(layers, [[1.0, 2.0], [0.0, 5.0]])
 
@@ -62,7 +69,7 @@ def test_missing_phase_counts_as_nothing_in_the_stack():
     ids=["none", "several before a step", "in whatever order they stand", "after the last step"],
 )
 def test_faults_are_counted_until_the_step_was_recorded(times, counts):
-    table = Table.from_records({"step": step, "timestamp": 10.0 * step, "x": 1.0} for step in (1, 2, 3, 4))
+    table = table_of({"step": step, "timestamp": 10.0 * step, "x": 1.0} for step in (1, 2, 3, 4))
     drawn = curve(with_fault_counts(table, times), FAULTS.name)
     np.testing.assert_array_equal(drawn.steps, [1, 2, 3, 4])
     np.testing.assert_array_equal(drawn.mean, counts)
@@ -71,14 +78,14 @@ def test_faults_are_counted_until_the_step_was_recorded(times, counts):
 
 def test_faults_are_drawn_only_where_the_time_of_a_step_is_known():
     times = [5.0, 15.0]
-    table = Table.from_records([{"step": 1}, {"step": 2, "timestamp": 10.0}, {"step": 3, "timestamp": None}])
+    table = table_of([{"step": 1}, {"step": 2, "timestamp": 10.0}, {"step": 3, "timestamp": None}])
     np.testing.assert_array_equal(curve(with_fault_counts(table, times), FAULTS.name).steps, [2])
-    assert curve(with_fault_counts(Table.from_records([{"step": 1}]), times), FAULTS.name) is None
+    assert curve(with_fault_counts(table_of([{"step": 1}]), times), FAULTS.name) is None
     assert curve(with_fault_counts(Table(), times), FAULTS.name) is None
 
 
 def test_counting_faults_changes_neither_the_table_nor_what_it_takes_later():
-    table = Table.from_records([{"step": 1, "timestamp": 10.0, "x": 1.0}])
+    table = table_of([{"step": 1, "timestamp": 10.0, "x": 1.0}])
     counted = with_fault_counts(table, [5.0])
     table.append({"step": 2, "timestamp": 20.0, "x": 3.0, "y": 2.0})
     assert table.names == ("x", "y") and table.ended == 20.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.monitoring.make_dashboard import dashboard, metrics_of
+from cluster.monitoring.make_dashboard import dashboard
 from rlhf_ray.config.telemetry import AlertsConfig
 from rlhf_ray.runs.events import EventLog
 from rlhf_ray.runs.metrics import MetricsLog
@@ -32,6 +32,12 @@ STEP = {
 
 def queries(board: dict) -> list[str]:
     return [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+
+
+def metrics_of(expression: str) -> tuple[set[str], set[str]]:
+    """The metrics in a PromQL expression: exact names, and regular expressions of names."""
+    patterns = set(re.findall(r'__name__=~"([^"]+)"', expression))
+    return set(re.findall(r"\bray_\w+", re.sub(r'"[^"]*"', "", expression))), patterns
 
 
 def missing(board: dict, exported: set[str]) -> set[str]:
