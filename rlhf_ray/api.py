@@ -123,9 +123,11 @@ def run(
                 f"fresh: {settings.folder!r} is on a store, which cannot rename a run; choose another name"
             )
         put_aside(RunFolder(f"{settings.folder}/{settings.name}"))
+    from rlhf_ray.driver.hooks import StepCallback
     from rlhf_ray.stages.run import run as run_stages
 
-    return LoadedRun(run_stages(settings, resume, only))
+    hooks = () if on_step is None else (StepCallback(on_step),)
+    return LoadedRun(run_stages(settings, resume, only, hooks))
 
 
 def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
