@@ -101,7 +101,7 @@ def newest(
             on_damaged(str(error))
     if steps:
         raise NotACheckpoint(
-            f"none of the {len(steps)} checkpoints in {folder} is whole; restore one, or start a new run"
+            f"none of the {len(steps)} checkpoints in {folder} is intact; restore one, or start a new run"
         )
     return None
 

@@ -181,7 +181,7 @@ def test_a_damaged_one_is_passed_over_and_told(tmp_path):
 def test_if_all_are_damaged_nothing_starts_afresh_in_silence(tmp_path):
     for step in (1, 2):
         (save(tmp_path, step) / "empty").unlink()
-    with pytest.raises(NotACheckpoint, match="none of the 2 checkpoints in .* is whole; restore one"):
+    with pytest.raises(NotACheckpoint, match="none of the 2 checkpoints in .* is intact; restore one"):
         newest(tmp_path, lambda reason: None)
 
 

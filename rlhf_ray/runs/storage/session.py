@@ -124,7 +124,7 @@ def _download_newest(store: Store, folder: Path, parent: str, steps: list[int], 
             damaged += 1
     if damaged:
         raise NotACheckpoint(
-            f"none of the {damaged} checkpoints in {store.uri}/{parent} is whole; restore one, or start a new run"
+            f"none of the {damaged} checkpoints in {store.uri}/{parent} is intact; restore one, or start a new run"
         )
 
 
