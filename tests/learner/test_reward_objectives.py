@@ -57,7 +57,7 @@ def pairs(rows: list[tuple[int, int, float]], group: float = 0, annotator: float
 
 
 def concatenate(*batches: Batch) -> Batch:
-    """Train on the batches; each has the same weight."""
+    """Join batches; each of them has the same total weight."""
     names = ("token_ids", "lengths", "target_mask", "element_starts", "labels")
     merged = {name: np.concatenate([getattr(b, name) for b in batches]) for name in names}
     return Batch(**merged, weights=np.concatenate([b.weights for b in batches]) / len(batches))
