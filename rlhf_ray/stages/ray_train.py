@@ -3,9 +3,9 @@
 - A stop request cannot reach the ranks. The driver creates `SupervisedJob.stop_file`, and the ranks look for it after each step.
 - Metrics cannot go through `ray.train.report`: it is a barrier over the ranks, and Ray Train takes one report of a rank per poll
   (0.5 s here), so each step would wait for a poll. The driver reads the metrics file of rank 0 as it grows.
-- A private cluster has no dashboard, and Ray Train's cleaner of placement groups asks the dashboard whether the controller is
-  alive: it would wait 12 s at the end of each stage and log a traceback. `StageTrainer` leaves the cleaner out there, by the
-  name of its class; a private cluster ends with the run, and its placement groups with it.
+- Ray Train's cleaner of placement groups cannot be turned off. It asks the dashboard whether the controller is alive; a private
+  cluster has none, so it would wait 12 s at the end of each stage and log a traceback. `StageTrainer` leaves it out, by the name
+  of its class. It is not needed: placement groups end with the run, which is a Ray job of its own.
 
 Ray Train's controller loads this module before it starts the ranks, so the module imports nothing heavy of this package.
 """
@@ -41,12 +41,9 @@ class StageTrainer(TorchTrainer):
 
     def __init__(self, job: SupervisedJob, train: Batch, held_out: Batch, resources: dict[str, float]) -> None:
         """`resources`: what each rank asks for besides its CPUs and GPUs."""
-        self.has_dashboard = bool(
-            ray.init(ignore_reinit_error=True).dashboard_url
-        )  # of the cluster that is connected already
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
-        if not self.has_dashboard:
-            # Only nodes of a larger cluster are preempted.
+        if len(ray.nodes()) == 1:
+            # A single node is not preempted without the driver, and the watcher is a process of its own.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         workers = job.config.learner.workers
         own = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
@@ -70,4 +67,4 @@ class StageTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if self.has_dashboard or type(callback).__name__ != CLEANER]
+        return [callback for callback in callbacks if type(callback).__name__ != CLEANER]

@@ -18,7 +18,7 @@ from rlhf_ray.config.learner import LearnerConfig
 from rlhf_ray.config.supervised import EarlyStoppingConfig, SupervisedConfig
 from rlhf_ray.runs.metrics import read_metrics
 from rlhf_ray.runs.run_folder import RunFolder
-from rlhf_ray.runtime.stopping import RunStopped
+from rlhf_ray.runtime.stopping import RunStopped, stop_on_sigterm
 from rlhf_ray.stages.sft import LanguageTask
 from rlhf_ray.stages.supervised import run_supervised
 from rlhf_ray.stages.supervised_job import SupervisedJob
@@ -83,8 +83,11 @@ def test_a_stopped_stage_saves_a_checkpoint_and_continues_from_it(whole, tiny_mo
                 self.stop_file.touch()
 
     asked = job(tmp_path, tiny_model, LanguageTask(), RANKS, ZERO_STAGE, checkpoint_every=100)
-    with pytest.raises(RunStopped, match="after step 6 of sft"):
-        run_supervised(replace(asked, task=Asking(asked.stop_file)), dialogues(24, 0), dialogues(6, 1))
+    with stop_on_sigterm() as stop:
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(RunStopped, match="after step 6 of sft"):
+            run_supervised(replace(asked, task=Asking(asked.stop_file)), dialogues(24, 0), dialogues(6, 1), stop)
+        assert signal.getsignal(signal.SIGTERM) is handler, "Ray Train replaced the handler"
     assert (asked.checkpoints / "step_6" / "fit.json").is_file() and not (tmp_path / "sft" / "fit.json").exists()
     run_supervised(asked, dialogues(24, 0), dialogues(6, 1))
     check_same(whole, tmp_path)
