@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
 import pytest
@@ -34,6 +35,12 @@ def test_one_ppo_step_is_read_in_35_files():
     reading = ARCHITECTURE.read_text().partition("## One PPO step")[2].partition("\n## ")[0]
     assert 20 <= len(set(_MODULE.findall(reading))) <= 35
     assert len(ARCHITECTURE.read_text().splitlines()) <= 110
+
+
+def test_modules_of_the_changelog_exist():
+    now = [line.rpartition("|")[0].rpartition("|")[2] for line in (ROOT / "CHANGELOG.md").read_text().splitlines()]
+    modules = {name for cell in now for name in re.findall(r"`(rlhf_ray[.\w]+)`", cell)}
+    assert len(modules) > 10 and not [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def test_every_room_is_on_the_architecture_page():
