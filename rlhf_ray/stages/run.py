@@ -89,8 +89,7 @@ class Run:
     @property
     def ppo_start(self) -> str:
         """The model folder that PPO starts from."""
-        named = self.config.ppo.policy_model
-        if named is not None:
+        if (named := self.config.ppo.policy_model) is not None:
             return local_folder(named)
         return str(self.folder.sft) if "sft" in self.config.stages else self.base
 
@@ -191,8 +190,7 @@ def _supervised_stages(current: Run, due: Sequence[Stage]) -> None:
             current.note_fit("sft", run_sft(config, folder, current.base, data.demonstrations, note, stop))
     if "reward_model" in due:
         with current.stage("reward_model"):
-            fit = run_reward_model(config, folder, current.ppo_start, data, note, stop)
-            current.note_fit("reward_model", fit)
+            current.note_fit("reward_model", run_reward_model(config, folder, current.ppo_start, data, note, stop))
 
 
 async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
@@ -205,9 +203,8 @@ async def _reinforcement_stages(current: Run, due: Sequence[Stage]) -> None:
     plan = plan_placement(roles_needed, ppo.placement.colocate, ppo.placement.strategy)
     with Placement(plan, roles_needed, ppo.placement.timeout_s, current.stop.check) as placement:
         with current.stage("start"), console.status("starting rollout, reward, reference and learner actors"):
-            starting = start_workers(
-                config, current.model_paths(), placement, lambda event: note_worker_event(current.events, event)
-            )
+            on_event = partial(note_worker_event, current.events)
+            starting = start_workers(config, current.model_paths(), placement, on_event)
             roles = await current.stop.or_result(starting)
         try:
             await current.stop.or_result(_normalise(current, roles))
@@ -228,9 +225,8 @@ async def _normalise(current: Run, roles: Roles) -> None:
     assert current.data.prompts is not None
     with current.stage("normalisation"):
         limit = prompt_limit(current.config.data)
-        encoded = encode_prompts(
-            load_tokenizer(current.ppo_start), current.data.prompts.train[: source.normalise_on], limit
-        )
+        records = current.data.prompts.train[: source.normalise_on]
+        encoded = encode_prompts(load_tokenizer(current.ppo_start), records, limit)
         prompts = fitting(encoded, "prompts", limit, lambda _: None)  # PPO records which prompts are left out
         statistics = await normalise_reward(source, members, roles, prompts)
     figures = "; ".join(f"mean {mean:.3g}, std {std:.3g}" for mean, std in statistics)
@@ -248,8 +244,7 @@ async def _evaluate(current: Run, roles: Roles) -> None:
     if folder.policy.is_dir():
         policies["ppo"] = str(folder.policy)
     with current.stage("evaluation"):
-        answers = await evaluation.answer_with_each(
-            roles, policies, prompts, tokenizer, evaluation.utility_of(config), folder.name
-        )
+        utility = evaluation.utility_of(config)
+        answers = await evaluation.answer_with_each(roles, policies, prompts, tokenizer, utility, folder.name)
     pairs = data.pairs.held_out if config.data.simulate and data.pairs is not None else None
     evaluation.write_results(folder, prompts, answers, pairs)
