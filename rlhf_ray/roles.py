@@ -32,7 +32,7 @@ class Role:
     phases: tuple[str, ...]
     """Phases of a step (metrics `time/<phase>_s`) in which the role works."""
     start: str
-    """The coroutine that starts it, as `module:function`: (role, config, models, placement) → a handle with `close()`."""
+    """The coroutine that starts it, as `module:function`: (name, `Startup`) → the driver's handle to its actors."""
     runs: Callable[[PpoConfig], bool] = lambda ppo: True
     """Whether a run has the role."""
     evaluates: bool = False
