@@ -41,7 +41,7 @@ def test_every_sequence_once_and_elements_together(problem):
 
 
 @given(problems())
-def test_sequences_are_elements_by_themselves_unless_told_otherwise(problem):
+def test_each_sequence_is_an_element_by_default(problem):
     lengths, ranks, budget, _ = problem
     plans = [plan_micro_batches(lengths, ranks, budget, each) for each in (None, np.ones(len(lengths), dtype=np.int64))]
     first, second = ([micro.tolist() for rank in plan for micro in rank] for plan in plans)
@@ -49,7 +49,7 @@ def test_sequences_are_elements_by_themselves_unless_told_otherwise(problem):
 
 
 @given(problems())
-def test_all_ranks_have_as_many_micro_batches(problem):
+def test_all_ranks_have_the_same_number_of_micro_batches(problem):
     lengths, ranks, budget, elements = problem
     plan = plan_micro_batches(lengths, ranks, budget, elements)
     assert len(plan) == ranks and len({len(rank) for rank in plan}) == 1

@@ -172,7 +172,7 @@ def test_one_step_of_every_algorithm(stand: Stand, tmp_path: Path, name: str) ->
         )
 
 
-def test_the_rollouts_are_worth_comparing(stand: Stand) -> None:
+def test_the_rollouts_differ_enough_for_the_comparison(stand: Stand) -> None:
     """Without this the steps above would learn nothing and the filters would filter nothing."""
     assert {e.rollout.finish_reason for e in stand.experiences} == {"stop", "length"}
     assert len({len(e.rollout) for e in stand.experiences}) > 2

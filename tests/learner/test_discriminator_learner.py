@@ -83,7 +83,7 @@ def experiences(token: int, count: int) -> list[Experience]:
     return [Experience(rollout, Score(0.0, {}), None) for rollout in rollouts]
 
 
-def test_it_learns_until_it_is_accurate_enough_and_goes_on_from_a_checkpoint(ray_cluster, tiny_model, tmp_path):
+def test_it_learns_until_it_is_accurate_enough_and_resumes_from_a_checkpoint(ray_cluster, tiny_model, tmp_path):
     """Samples that differ clearly from the demonstrations: accuracy rises from one half to 1, and then no more updates follow."""
     ppo = PpoConfig.model_validate(
         {

@@ -114,7 +114,7 @@ def test_it_learns(control):
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
-def test_it_goes_on_bit_exactly_from_the_adapters_alone(world, tiny_model, batch, tmp_path, ranks, stage):
+def test_it_resumes_bit_exactly_from_the_adapters_alone(world, tiny_model, batch, tmp_path, ranks, stage):
     """Two steps, a checkpoint, two steps; then the same two steps from the checkpoint on a fresh model."""
     workers = world(ranks)
 
@@ -136,7 +136,7 @@ def test_it_goes_on_bit_exactly_from_the_adapters_alone(world, tiny_model, batch
     assert trained < written_numbers(tmp_path) < ranks * 4 * trained * 1.1
 
 
-def test_nothing_to_go_on_from_is_an_error(world, tiny_model, tmp_path):
+def test_a_missing_checkpoint_is_an_error(world, tiny_model, tmp_path):
     (single,) = world(1)
     ray.get(single.start.remote(str(tiny_model), 0))
     with pytest.raises(RuntimeError, match="found no state"):

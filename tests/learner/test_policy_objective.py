@@ -146,7 +146,7 @@ CORRECTIONS = [
 
 
 @pytest.mark.parametrize(("bound", "level", "expected"), CORRECTIONS)
-def test_the_configured_correction_weighs_the_policy_loss_and_nothing_else(bound, level, expected):
+def test_the_configured_correction_weights_only_the_policy_loss(bound, level, expected):
     """One sequence after another with explicit weights: Σ weights·(w·loss + β·k3)."""
     batch = minibatch(4, [5, 1, 4, 2, 6], "token_mean")
     config = algorithm(correction=bound, correction_level=level, correction_bounds=(0.7, 1.3), weighted_kl=True)

@@ -52,8 +52,8 @@ def batch_of(items: list[list[int]], labels: list[list[list[float]]], weights: l
 
 def pairs(rows: list[tuple[int, int, float]], group: float = 0, annotator: float = 0, margin: float = 0) -> Batch:
     """(chosen item, rejected item, preference)."""
-    said = [[[group, annotator, q, margin]] * 2 for _, _, q in rows]
-    return batch_of([[first, second] for first, second, _ in rows], said)
+    labels = [[[group, annotator, q, margin]] * 2 for _, _, q in rows]
+    return batch_of([[first, second] for first, second, _ in rows], labels)
 
 
 def concatenate(*batches: Batch) -> Batch:
@@ -75,7 +75,7 @@ def fit(objective: RewardObjective, model: Table, batch: Batch) -> None:
     optimizer.step(closure)
 
 
-def everybodys_pairs(worth: np.ndarray, group: float) -> Batch:
+def all_true_pairs(worth: np.ndarray, group: float) -> Batch:
     """All pairs of items with the true probability as a soft label, like infinitely many labels."""
     rows = [(i, j, 1 / (1 + np.exp(worth[j] - worth[i]))) for i, j in combinations(range(len(worth)), 2)]
     return pairs(rows, group)
@@ -90,7 +90,7 @@ def learned_of_groups(shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
     config = RewardModelConfig(centring=0.0, groups=GroupsConfig(shrinkage=shrinkage))
     heads = RewardHeads({"reward": 1.0}, ("cooks", "guests"))
     model = Table(4, len(heads))
-    batch = concatenate(everybodys_pairs(WORTH + TASTE, 1.0), everybodys_pairs(WORTH - TASTE, 2.0))
+    batch = concatenate(all_true_pairs(WORTH + TASTE, 1.0), all_true_pairs(WORTH - TASTE, 2.0))
     fit(RewardObjective(config, heads), model, batch)
     table = model.rewards.detach().numpy()
     readings = np.stack([table @ heads.coefficients(reading) for reading in (None, "cooks", "guests")])
@@ -113,7 +113,7 @@ def test_shrinkage_draws_groups_to_the_consensus():
     assert spreads[1] > 0.2 * spreads[0]
 
 
-def test_labels_of_no_group_teach_the_consensus_alone():
+def test_labels_without_a_group_train_only_the_consensus():
     heads = RewardHeads({"reward": 1.0}, ("cooks",))
     model = Table(3, 2, seed=0)
     batch = pairs([(1, 2, 1.0)])
@@ -133,8 +133,8 @@ def test_pairs_read_margin_weight_and_centring():
     model = Table(3, 1)
     with torch.no_grad():
         model.rewards[:, 0] = torch.tensor([0.0, 0.7, -0.4])
-    said = [[[0, 0, 1.0, 2.0]] * 2, [[0, 0, 0.0, 0.0]] * 2]
-    batch = batch_of([[1, 2], [0, 1]], said, weights=[3.0, 1.0])
+    labels = [[[0, 0, 1.0, 2.0]] * 2, [[0, 0, 0.0, 0.0]] * 2]
+    batch = batch_of([[1, 2], [0, 1]], labels, weights=[3.0, 1.0])
     loss, diagnostics = RewardObjective(RewardModelConfig(margin=0.25), ONE)(model, pad(batch), batch)
     first = np.log1p(np.exp(-(1.1 - 0.5))) + 0.01 * 0.3**2
     second = np.log1p(np.exp(-0.7)) + 0.01 * 0.7**2
@@ -178,7 +178,7 @@ def test_a_long_ranking_counts_as_much_as_a_short_one():
     assert diagnostics.metrics()["accuracy"] == pytest.approx(np.mean(right))
 
 
-def test_scores_are_regressed_and_a_missing_mark_teaches_nothing():
+def test_scores_are_regressed_and_missing_ratings_are_ignored():
     heads = RewardHeads({"helpful": 0.7, "polite": 0.3})
     model = Table(3, 2, seed=4)
     batch = batch_of([[1], [2]], [[[0, 0, 0.5, NAN]], [[0, 0, -1.0, 2.0]]])

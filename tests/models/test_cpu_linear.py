@@ -59,7 +59,7 @@ def test_no_rows():
     assert fast(torch.zeros(0, 48)).shape == (0, 80)
 
 
-def test_other_types_go_their_own_way():
+def test_other_dtypes_use_the_plain_layer():
     plain, fast = pair()
     states = torch.randn(4, 48)
     with torch.autocast("cpu", torch.bfloat16):

@@ -27,7 +27,7 @@ def test_a_model_folder_passes(tiny_model):
     check_model_folder(tiny_model, "model.path")
 
 
-def test_folders_that_are_no_models(copy, tmp_path):
+def test_folders_without_a_model_are_refused(copy, tmp_path):
     def refusal(path: Path) -> str:
         with pytest.raises(NotAModel) as caught:
             check_model_folder(path, "ppo.policy_model")
@@ -72,7 +72,7 @@ def test_a_fresh_head_has_the_std_of_the_paper(tiny_model):
     assert heads.std().item() == pytest.approx(1 / math.sqrt(65), rel=0.08)
 
 
-def test_the_backbone_is_the_language_models(tiny_model):
+def test_the_backbone_is_that_of_the_language_model(tiny_model):
     ours, theirs = load_scalar_model(tiny_model), load_causal_lm(tiny_model)
     tokens = torch.arange(3, 12)[None]
     with torch.no_grad():

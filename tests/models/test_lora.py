@@ -52,13 +52,13 @@ def written(folder: Path, to: Path) -> nn.Module:
     return model
 
 
-def test_it_begins_as_the_model_that_it_began_from(tiny_model):
+def test_new_adapters_do_not_change_the_outputs(tiny_model):
     model = adapted(tiny_model, trained=False)
     assert has_adapters(model) and not has_adapters(load_causal_lm(tiny_model))
     torch.testing.assert_close(logits(model), logits(load_causal_lm(tiny_model)), rtol=0, atol=1e-6)
 
 
-def test_the_seed_decides_the_beginning(tiny_model):
+def test_the_seed_decides_the_initial_adapters(tiny_model):
     def beginning(seed: int) -> torch.Tensor:
         torch.manual_seed(torch.seed())  # the test must not depend on earlier random state
         model = add_adapters(load_causal_lm(tiny_model), CONFIG, seed)
@@ -133,7 +133,7 @@ def test_without_adapters_it_is_the_reference(tiny_model):
 
 
 @pytest.mark.parametrize("target", ["query", "lm_head", "embed_tokens", "proj"])
-def test_what_is_no_linear_layer_of_the_backbone_is_refused(tiny_model, target):
+def test_targets_that_are_not_linear_layers_of_the_backbone_are_refused(tiny_model, target):
     with pytest.raises(
         NotAdaptable, match=f"'llama' has no linear layer {target}; it has down_proj, gate_proj, k_proj"
     ):

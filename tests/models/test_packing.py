@@ -117,7 +117,7 @@ def test_gradient_checkpointing_recomputes_within_the_boundaries():
         torch.testing.assert_close(mine, yours, rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_that_looks_across_sequences_is_refused(monkeypatch):
+def test_a_model_that_mixes_sequences_is_refused(monkeypatch):
     """A model without this attention would attend over the whole row."""
 
     def across(module, query, key, value, attention_mask, packed_lengths=None, **settings):
@@ -130,7 +130,7 @@ def test_a_model_that_looks_across_sequences_is_refused(monkeypatch):
         enable_packing(head.model, head, exact=True)
 
 
-def test_kinds_of_layers_that_mix_are_refused():
+def test_layer_types_that_mix_sequences_are_refused():
     config = Qwen2Config(**SIZES)
     head = TokenLogprobs(Qwen2ForCausalLM(config))
     config.layer_types = ["full_attention", "linear_attention"]
@@ -138,7 +138,7 @@ def test_kinds_of_layers_that_mix_are_refused():
         enable_packing(head.model, head, exact=True)
 
 
-def test_attention_that_is_not_told_the_boundaries_raises():
+def test_attention_without_the_boundaries_raises():
     """The row must not be read as one sequence silently."""
     _, head = HEADS[torch.float32]["logprobs"]
     with pytest.raises(NotPackable, match="does not pass the lengths of sequences to its attention"):

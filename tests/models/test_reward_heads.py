@@ -35,7 +35,7 @@ def test_names_and_readings():
 
 
 @pytest.mark.parametrize("heads", [GROUPS, ASPECTS, RewardHeads({"reward": 1.0}), RewardHeads({"a/b": 1.0}, ("x/y",))])
-def test_a_config_tells_what_was_written(heads):
+def test_the_config_returns_what_was_written(heads):
     outputs = np.random.default_rng(0).normal(2.0, 3.0, (50, len(heads)))
     config = LlamaConfig(num_labels=len(heads))
     heads.write(config, outputs)
@@ -50,7 +50,7 @@ def test_a_config_tells_what_was_written(heads):
         assert RewardHeads.read(joined) == RewardHeads({"reward": 1.0})
 
 
-def test_other_peoples_models():
+def test_models_from_other_sources():
     assert RewardHeads.read(LlamaConfig(num_labels=1)) == RewardHeads({"LABEL_0": 1.0})
     assert normalisation(LlamaConfig()) == (0.0, 1.0)
     with pytest.raises(
@@ -70,7 +70,7 @@ def trained(tiny_model, tmp_path) -> Path:
     return tmp_path / "trained"
 
 
-def test_fresh_rows_are_small_and_groups_start_at_nothing(tiny_model):
+def test_new_rows_are_small_and_groups_start_at_zero(tiny_model):
     model = load_reward_model(tiny_model, ASPECTS)
     assert model.score.weight.shape == (6, 64) and model.config.num_labels == 6
     assert (model.score.weight[2:] == 0).all()
@@ -85,7 +85,7 @@ def test_transformers_loads_it(trained):
     assert model(torch.arange(3, 12)[None]).logits.shape == (1, 6)
 
 
-def test_training_goes_on_from_the_rows_by_their_names(trained):
+def test_training_continues_from_rows_with_the_same_names(trained):
     rows = load_reward_model(trained, ASPECTS).score.weight
     other = RewardHeads({"polite": 1.0, "clear": 1.0}, ("guests",))
     again = load_reward_model(trained, other).score.weight

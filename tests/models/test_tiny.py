@@ -47,7 +47,7 @@ def test_same_seed_same_files_and_the_callers_random_stream_is_untouched(tmp_pat
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_the_tokenizer_that_is_loaded_is_the_one_that_was_trained(tmp_path, architecture):
+def test_the_loaded_tokenizer_is_the_trained_one(tmp_path, architecture):
     build_tiny_model(tmp_path / "model", TEXTS, architecture=architecture, **SIZES)
     trained = train_tokenizer(TEXTS, SIZES["vocab_size"], 64, architecture)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "model")

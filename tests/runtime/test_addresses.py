@@ -66,7 +66,7 @@ def closed_port() -> int:
 
 
 @pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
-def test_what_is_said_wins_over_the_environment(monkeypatch, closed_port, variable):
+def test_the_argument_wins_over_the_environment(monkeypatch, closed_port, variable):
     elsewhere = f"http://127.0.0.1:{closed_port}"
     with jobs_api() as address:
         monkeypatch.setenv(variable, elsewhere)
@@ -82,7 +82,7 @@ def test_what_is_said_wins_over_the_environment(monkeypatch, closed_port, variab
 @pytest.mark.parametrize(
     "address", ["nonsense", "http://127.0.0.1:99999", "http://", "http://h:x", "127.0.0.1:8265", "ftp://h:1", ""]
 )
-def test_what_is_no_jobs_api_is_refused_with_what_would_be(address):
+def test_an_address_that_is_not_a_jobs_api_is_refused_with_valid_examples(address):
     with pytest.raises(AddressRefused) as refused:
         RayCluster(address)
     assert f"--address {address}:" in str(refused.value) and "http://HOST:8265" in str(refused.value)
@@ -96,14 +96,14 @@ def test_a_wrong_variable_is_named():
     assert jobs_address(None, {}) is None
 
 
-def test_a_server_that_is_no_jobs_api_is_named(monkeypatch):
+def test_a_server_that_is_not_a_jobs_api_is_named(monkeypatch):
     monkeypatch.setattr(JobsApi, "do_GET", lambda self: self.send_error(500))
     with jobs_api() as address, pytest.raises(ClusterRefused, match=address):
         RayCluster(address)
 
 
 @pytest.mark.parametrize("address", [None, "auto"])
-def test_a_cluster_of_this_machine_that_has_ended_is_not_waited_for(monkeypatch, closed_port, address):
+def test_it_does_not_wait_for_a_cluster_that_has_ended(monkeypatch, closed_port, address):
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: f"127.0.0.1:{closed_port}")
     with pytest.raises(
@@ -117,7 +117,7 @@ def test_a_cluster_of_this_machine_that_has_ended_is_not_waited_for(monkeypatch,
 
 
 @pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:8265", "h:99999", "ray://h", "local", "", "h:0"])
-def test_what_no_driver_can_attach_to_is_refused_with_what_it_could(address):
+def test_an_address_that_no_driver_can_attach_to_is_refused_with_valid_examples(address):
     with pytest.raises(AddressRefused, match="auto on a node.*HOST:PORT.*ray://HOST:10001") as refused:
         attach(address)
     assert repr(address) in str(refused.value)
@@ -129,7 +129,7 @@ def test_it_does_not_wait_where_nothing_answers(closed_port, scheme):
         attach(f"{scheme}127.0.0.1:{closed_port}")
 
 
-def test_auto_passes_over_a_jobs_api_and_says_so_where_there_is_no_cluster(monkeypatch):
+def test_auto_ignores_a_jobs_api_and_says_so_if_there_is_no_cluster(monkeypatch):
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
@@ -143,7 +143,7 @@ def test_auto_passes_over_a_jobs_api_and_says_so_where_there_is_no_cluster(monke
         attach("auto")
 
 
-def test_what_ray_says_of_a_cluster_it_cannot_join_is_the_inputs_fault(monkeypatch):
+def test_a_cluster_that_ray_cannot_join_is_an_input_error(monkeypatch):
     def refuse(address: str, namespace: str) -> None:
         raise ConnectionError(f"no {address} for {namespace}")
 
@@ -154,7 +154,7 @@ def test_what_ray_says_of_a_cluster_it_cannot_join_is_the_inputs_fault(monkeypat
             attach(address, namespace="run")
 
 
-def test_variables_come_back_whatever_happens(monkeypatch):
+def test_variables_are_restored_after_errors(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "a")
     with pytest.raises(KeyError), unset("RAY_ADDRESS", "NEVER_SET"):
         assert "RAY_ADDRESS" not in os.environ
@@ -162,13 +162,13 @@ def test_variables_come_back_whatever_happens(monkeypatch):
     assert os.environ["RAY_ADDRESS"] == "a" and "NEVER_SET" not in os.environ
 
 
-def test_names_that_do_not_resolve_are_said():
+def test_names_that_do_not_resolve_are_named():
     with pytest.raises(AddressRefused, match="no-such-host.invalid:6379: nothing answers there"):
         check_answers("no-such-host.invalid:6379", "allowed: this")
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_folder_that_is_no_run_is_said_and_no_cluster_is_asked(tmp_path, monkeypatch, made):
+def test_a_folder_without_a_run_is_refused_before_any_cluster_is_contacted(tmp_path, monkeypatch, made):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     if made:

@@ -35,7 +35,7 @@ def test_two_groups_do_not_mix_and_absent_roles_do_not_matter():
     assert plan.slots == {("policy", 0): 0, ("rollout", 0): 0, ("reward", 0): 1, ("reference", 0): 1}
 
 
-def test_custom_resources_and_actors_that_ask_for_nothing():
+def test_custom_resources_and_actors_without_resources():
     plan = plan_placement({"rollout": Workers(cpus=0, resources={"rollout_node": 1})})
     assert plan.bundles == ({"CPU": 0.001, "rollout_node": 1},), "Ray refuses empty bundles"
 
@@ -51,7 +51,7 @@ ROLES = {
 }
 
 
-def test_actors_run_where_and_as_they_were_placed(ray_cluster):
+def test_actors_run_where_they_were_placed(ray_cluster):
     """Actors run in their bundles with their threads and environment, and the resources are released afterwards."""
     import ray
     from ray.util.placement_group import placement_group_table
@@ -83,7 +83,7 @@ def test_more_than_the_cluster_has_is_refused_at_once(ray_cluster):
     assert "CPU: 300.25 needed" in str(caught.value) and "GPU: 1 needed, 0 in the cluster" in str(caught.value)
 
 
-def test_what_no_single_node_can_hold_is_refused_after_the_wait(ray_cluster):
+def test_bundles_that_no_node_can_hold_are_refused_after_the_wait(ray_cluster):
     """Two bundles need different nodes and there is only one node. Nothing stays reserved."""
     import ray
 

@@ -21,7 +21,7 @@ def test_without_a_request_work_has_its_result():
     assert asyncio.run(StopRequest().or_result(answer())) == 7
 
 
-def test_an_error_of_the_work_is_raised_as_it_is():
+def test_an_error_of_the_work_is_raised_unchanged():
     async def fail() -> None:
         raise KeyError("mine")
 
@@ -59,7 +59,7 @@ def test_nothing_begins_after_the_request():
     assert not began
 
 
-def test_sigterm_makes_the_request_while_coroutines_wait_and_the_old_handler_comes_back():
+def test_sigterm_makes_the_request_and_the_old_handler_is_restored():
     before = signal.getsignal(signal.SIGTERM)
 
     async def wait(stop: StopRequest) -> None:
@@ -86,7 +86,7 @@ def test_a_coroutine_runs_to_its_end_with_and_without_a_running_loop(call):
         call(fail())
 
 
-def test_sigterm_and_ctrl_c_reach_a_coroutine_that_runs_beside_another_loop():
+def test_sigterm_and_ctrl_c_reach_a_coroutine_when_another_loop_runs():
     ended = []
 
     async def wait(stop: StopRequest, number: signal.Signals) -> None:

@@ -41,7 +41,7 @@ def test_a_run_that_can_start(tiny_model):
 
 
 @pytest.mark.parametrize("key", ["policy_model", "value_model"])
-def test_folders_that_are_no_models(tiny_model, tmp_path, key):
+def test_folders_without_a_model_are_refused(tiny_model, tmp_path, key):
     message = refused(NotAModel, tiny_model, LIGHT | {key: str(tmp_path)})
     assert f"ppo.{key}: '{tmp_path}' has no config.json" in message
     assert "model.path" in refused(NotAModel, tmp_path / "absent", LIGHT)
@@ -49,14 +49,14 @@ def test_folders_that_are_no_models(tiny_model, tmp_path, key):
     assert "absent' is not a folder" in refused(NotAModel, tiny_model, LIGHT | {"reward": reward})
 
 
-def test_functions_that_are_not_there(tiny_model):
+def test_missing_functions_are_refused(tiny_model):
     reward = LIGHT["reward"] | {"functions": [{"name": "f", "function": "math:no_such"}]}
     assert re.search(r"ppo\.reward\.functions: .*no_such", refused(ConfigError, tiny_model, LIGHT | {"reward": reward}))
     utility = {"utility": "no_such_module:f"}
     assert "evaluation.utility" in refused(ConfigError, tiny_model, LIGHT, evaluation=utility)
 
 
-def test_more_than_this_machine_has(tiny_model):
+def test_more_resources_than_this_machine_has_are_refused(tiny_model):
     crowd = {"workers": {"count": 4, "cpus": 1000}}
     assert "stage ppo needs 4000.04 CPU in total" in refused(ConfigError, tiny_model, LIGHT | {"rollout": crowd})
     on_gpus = {"workers": {"cpus": 0.01, "count": 64, "gpus": 1}}
@@ -66,22 +66,22 @@ def test_more_than_this_machine_has(tiny_model):
     assert "1 rollout_node" in refused(ConfigError, tiny_model, LIGHT | {"rollout": pinned})
 
 
-def test_stages_that_are_not_done_need_nothing(tiny_model):
+def test_stages_that_do_not_run_need_no_resources(tiny_model):
     crowd = {"workers": {"count": 4, "cpus": 1000}}
     checks.check_run(config(tiny_model, LIGHT, reward_model={"learner": crowd}, stages=["sft"]))
 
 
-def test_a_cluster_elsewhere_is_not_judged_by_this_machine(tiny_model):
+def test_resources_of_another_cluster_are_not_checked_on_this_machine(tiny_model):
     crowd = {"workers": {"count": 4, "cpus": 1000}}
     checks.check_run(config(tiny_model, LIGHT | {"rollout": crowd}, cluster={"address": "auto"}))
 
 
-def test_sequences_longer_than_the_model_reads(tiny_model):
+def test_sequences_longer_than_the_context_are_refused(tiny_model):
     data = {"simulate": {}, "max_prompt_tokens": 60, "max_dialogue_tokens": 129}
     assert "reads at most 128 tokens" in refused(ConfigError, tiny_model, LIGHT, data=data)
 
 
-def test_models_with_different_tokenizers(tiny_model, tmp_path):
+def test_models_with_different_tokenizers_are_refused(tiny_model, tmp_path):
     """A reward model with another vocabulary would misread the policy's token ids."""
     other = tmp_path / "other"
     build_tiny_model(other, ["other words entirely, for another tokenizer"] * 20, vocab_size=310, hidden_size=64, layers=1,
@@ -90,7 +90,7 @@ def test_models_with_different_tokenizers(tiny_model, tmp_path):
     assert "token ids would not match" in refused(NotAModel, tiny_model, LIGHT | {"reward": reward})
 
 
-def test_reward_models_without_the_reward_that_is_asked_for(tiny_model, tmp_path):
+def test_reward_models_without_the_configured_reading_are_refused(tiny_model, tmp_path):
     reward = LIGHT["reward"] | {"model": {"path": str(tiny_model)}}
     message = refused(RewardModelMismatch, tiny_model, LIGHT | {"reward": reward})
     assert "holds a LlamaForCausalLM, which has no reward" in message
@@ -104,7 +104,7 @@ def test_reward_models_without_the_reward_that_is_asked_for(tiny_model, tmp_path
     checks.check_run(config(tiny_model, LIGHT | {"reward": reward}))
 
 
-def test_a_name_that_is_neither_folder_nor_model(tiny_model, monkeypatch):
+def test_a_name_that_is_neither_a_folder_nor_a_hub_model_is_refused(tiny_model, monkeypatch):
     """A path with one slash looks like a hub name. Offline it must be refused at once, not after hours."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "is not a folder on this machine" in refused(NotAModel, "runs/sftt", LIGHT)
@@ -113,7 +113,7 @@ def test_a_name_that_is_neither_folder_nor_model(tiny_model, monkeypatch):
 ALONE = {"algorithm": {"advantage": "none", "kl": {"placement": "none"}}, "samples_per_prompt": 2}
 
 
-def test_a_teacher_that_reads_other_tokens(tiny_model, tiny_teacher, tmp_path):
+def test_a_teacher_with_another_tokenizer_is_refused(tiny_model, tiny_teacher, tmp_path):
     teacher = {"workers": {"cpus": 0.01}}
     alone = LIGHT | ALONE | {"reward": {"model": None}}
     checks.check_run(config(tiny_model, alone | {"teacher": teacher | {"model": str(tiny_teacher)}}))
@@ -125,7 +125,7 @@ def test_a_teacher_that_reads_other_tokens(tiny_model, tiny_teacher, tmp_path):
     assert "ppo.teacher.model" in refused(NotAModel, tiny_model, absent)
 
 
-def test_judges_without_their_key_or_with_a_broken_template(tiny_model, monkeypatch):
+def test_judges_without_a_key_or_with_a_broken_template_are_refused(tiny_model, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     judge = {"url": "http://judge/v1", "model": "m"}
 

@@ -27,7 +27,7 @@ def answers(rewards: list[float], utilities: list[float] | None = None, kl: floa
     return Answers(texts, np.arange(1, 1 + len(rewards)), np.asarray(rewards), truth, kl)
 
 
-def test_everything_known():
+def test_figures_when_everything_is_known():
     by_policy = {
         "base": answers([0.0, 0.0], [0.0, 1.0]),
         "sft": answers([1.0, 2.0], [2.0, 4.0]),
@@ -42,7 +42,7 @@ def test_everything_known():
     assert (result["reward_model_accuracy"], result["reward_model_accuracy_ceiling"]) == (0.8, 0.9)
 
 
-def test_what_is_not_known_is_null_and_the_file_is_strict_json():
+def test_unknown_figures_are_null_and_the_file_is_strict_json():
     by_policy = {"sft": answers([1.0, NAN]), "ppo": answers([NAN, NAN])}
     result = summarise(by_policy, None, None, {})
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -68,7 +68,7 @@ def test_samples_hold_every_policys_answer(tmp_path):
 
 
 @pytest.mark.parametrize("accuracy", [0.75, 0.0])
-def test_the_accuracy_is_the_last_that_was_measured(tmp_path, accuracy):
+def test_the_accuracy_is_the_last_measured_one(tmp_path, accuracy):
     folder = RunFolder(tmp_path)
     assert accuracy_of_reward_model(folder, None) == (None, None)
     path = folder.stage_metrics("reward_model")

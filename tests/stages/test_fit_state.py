@@ -39,7 +39,7 @@ def test_small_gains_add_up_to_an_improvement():
 
 
 @given(st.lists(st.floats(0, 9), min_size=1, max_size=12), st.integers(1, 4), st.floats(0, 1))
-def test_what_is_kept_is_the_best_of_what_was_measured(losses, patience, gain):
+def test_the_kept_model_is_the_best_measured_one(losses, patience, gain):
     stopping = EarlyStoppingConfig(patience=patience, min_improvement=gain)
     state = after(losses, stopping)
     seen = losses[: state.step // 10 + 1]

@@ -56,7 +56,7 @@ def test_it_shows_the_newest_step_and_reads_every_line_once(job, monkeypatch):
     assert shown.sent == list(range(6)) and len(parsed) == 6
 
 
-def test_steps_that_a_restarted_rank_takes_again_do_not_move_the_progress_back(job):
+def test_repeated_steps_of_a_restarted_rank_do_not_move_the_progress_back(job):
     shown = Shown()
     follower = _MetricsFollower(job, shown, shown)
     with MetricsLog(job.folder, "sft") as log:

@@ -53,6 +53,6 @@ def test_recipe_for_human_preferences(ray_cluster, transcripts, tmp_path):
     assert "value/loss" not in records[0] and records[0]["policy/clip_fraction"] == 0
     assert records[0]["policy/ratio_max"] == pytest.approx(1.0), "a single optimizer step starts at ratio 1"
     result = json.loads(folder.evaluation.read_text())
-    assert result["win_rate_vs_sft"] is None and result["utility"]["ppo"] is None, "nobody knows the truth here"
+    assert result["win_rate_vs_sft"] is None and result["utility"]["ppo"] is None, "real data has no utility"
     assert 0 <= result["win_rate_vs_sft_by_reward"] <= 1
     assert len(folder.evaluation_samples.read_text().splitlines()) == 4

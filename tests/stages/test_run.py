@@ -79,8 +79,8 @@ def test_every_stage_leaves_its_model(finished):
 def test_an_ensemble_has_different_members_and_a_quality_of_its_own(finished):
     members = [finished.reward_member(1), finished.reward_member(2)]
     assert not weights_equal(*members)
-    said = [json.loads((member / HELD_OUT).read_text()) for member in members]
-    normalised = np.asarray([(np.asarray(s["rewards"]) - s["mean"]) / s["std"] for s in said])
+    held_out = [json.loads((member / HELD_OUT).read_text()) for member in members]
+    normalised = np.asarray([(np.asarray(s["rewards"]) - s["mean"]) / s["std"] for s in held_out])
     np.testing.assert_allclose([normalised.mean(axis=1), normalised.std(axis=1)], [[0, 0], [1, 1]], atol=1e-3)
     quality = json.loads(finished.reward_quality.read_text())
     assert quality["members"] == 2
@@ -101,7 +101,7 @@ def test_rewards_are_normalised_on_the_policys_own_answers(finished):
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "reward_model_2", "ppo"])
-def test_every_figure_stands_in_the_catalogue(finished, stage):
+def test_every_metric_is_in_the_catalogue(finished, stage):
     records = read_metrics(finished.stage_metrics(stage))
     names = {name for record in records for name in record} - {"step", "timestamp"}
     assert len(names) > 5 and {name for name in names if find_metric(name) is None} == set()
@@ -163,7 +163,7 @@ def test_resume_is_bit_exact(finished, tmp_path):
     assert any("goes on after step 2" in event.message for event in read_events(copy.events))
 
 
-def test_damaged_checkpoints_are_never_passed_over_in_silence(finished, tmp_path):
+def test_skipped_damaged_checkpoints_are_reported(finished, tmp_path):
     copy = interrupted_copy(finished, tmp_path)
     damaged = next((copy.checkpoints / "step_2" / "policy").glob("*.safetensors"))
     content = bytearray(damaged.read_bytes())

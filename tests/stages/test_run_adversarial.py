@@ -80,7 +80,7 @@ def finished(ray_cluster, tiny_model, inputs, tmp_path_factory) -> RunFolder:
     return run(config(tmp_path_factory.mktemp("runs"), inputs, tiny_model))
 
 
-def test_it_learns_to_tell_them_apart_and_pays(finished):
+def test_the_discriminator_learns_and_rewards(finished):
     """The outputs of random weights do not resemble answers, so a few updates are enough to recognise them."""
     records = read_metrics(finished.metrics)
     assert records[0]["discriminator/loss"] == pytest.approx(0.693, abs=0.01)
@@ -96,7 +96,7 @@ def test_it_learns_to_tell_them_apart_and_pays(finished):
     assert records[-1]["discriminator/trusted"] == 1 and records[-1]["reward/mean"] < -0.05
 
 
-def test_what_it_does_not_see_is_written_down(finished):
+def test_dropped_demonstrations_are_recorded(finished):
     assert "demonstrations exceed data.max_prompt_tokens 80 or ppo.rollout.sampling" in finished.events.read_text()
 
 

@@ -15,7 +15,7 @@ from rlhf_ray.stages.run import run
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def test_the_problems_beside_the_recipe_are_those_that_its_script_writes(tmp_path):
+def test_the_recipe_has_the_problems_that_its_script_writes(tmp_path):
     runpy.run_path(str(CONFIGS / "data" / "calculator.py"))["write"](tmp_path)
     written = sorted(tmp_path.iterdir())
     assert len(written) == 2

@@ -94,7 +94,7 @@ def ledger(folder: RunFolder) -> list[LedgerEntry]:
     return list(read_ledger(folder.path / "ledger.jsonl"))
 
 
-def test_groups_without_signal_are_replaced_and_stand_in_the_ledger(finished):
+def test_groups_without_signal_are_replaced_and_recorded_in_the_ledger(finished):
     trained = [rollout.rpartition("/")[0] for entry in ledger(finished) for rollout in entry.trained]
     dropped = [prompt for entry in ledger(finished) for prompt, _ in entry.dropped]
     assert dropped and {reason for entry in ledger(finished) for _, reason in entry.dropped} == {NO_SIGNAL}
@@ -103,16 +103,16 @@ def test_groups_without_signal_are_replaced_and_stand_in_the_ledger(finished):
     assert all(len(entry.dropped) <= (ATTEMPTS - 1) * GROUPS for entry in ledger(finished))
 
 
-def test_metrics_tell_of_both(finished):
+def test_metrics_cover_dropped_groups_and_demonstrations(finished):
     records = read_metrics(finished.metrics)
     assert [record["sampling/groups_dropped"] for record in records] == [len(e.dropped) for e in ledger(finished)]
     assert all(record["reward/std"] > 0 for record in records), "what is trained has a signal"
     losses = [record["policy/ptx_loss"] for record in records]
-    assert losses[-1] < losses[0], "the policy learns the demonstrations beside"
+    assert losses[-1] < losses[0], "the policy also learns the demonstrations"
     assert "value/loss" not in records[0] and "kl/sequence" not in records[0]
 
 
-def test_a_run_that_is_told_to_stop_saves_and_goes_on_bit_by_bit(finished, inputs, tiny_model, tmp_path, monkeypatch):
+def test_a_stopped_run_saves_a_checkpoint_and_resumes_bit_exactly(finished, inputs, tiny_model, tmp_path, monkeypatch):
     """The run drops the same groups, uses the same demonstrations and gets the same weights."""
     record = RunLogger.record
 

@@ -85,7 +85,7 @@ def finished(request, ray_cluster, tmp_path_factory, inputs, tiny_model) -> RunF
         return run(config(tmp_path_factory.mktemp("runs"), inputs, tiny_model, request.param))
 
 
-def test_the_engine_has_what_the_learner_has(finished):
+def test_the_engine_has_the_weights_of_the_learner(finished):
     """Oracle 24 after every weight synchronisation, on the trained tokens."""
     records = read_metrics(finished.metrics)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
