@@ -108,7 +108,7 @@ def run(
         resume: continue the run of this name, if its folder contains one.
         fresh: rename an older run of this name and start again.
         only: run only this stage.
-        on_step: called after each PPO step with its number and metrics.
+        on_step: called after each PPO step with its number and metrics; in another thread if an event loop runs in this one.
 
     Raises:
         InputError: the config, the data, a model or the run's folder cannot be used; before anything starts.
