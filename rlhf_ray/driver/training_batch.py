@@ -77,9 +77,9 @@ def prepare(
     reference = None if batch.reference_logprobs is None else _rows(batch.reference_logprobs, counts)[0]
     scores = shaped_scores(experiences, algorithm, max_new_tokens)
     in_reward = beta if algorithm.kl.placement == "reward" else 0.0
-    of_turns, _ = _rows(turn_rewards([e.rollout for e in experiences]), counts)
-    final = scores - of_turns.sum(dim=1)
-    rewards = of_turns + token_rewards(final, rows, reference, mask, in_reward, algorithm.kl.used_estimator)
+    turn_parts, _ = _rows(turn_rewards([e.rollout for e in experiences]), counts)
+    final = scores - turn_parts.sum(dim=1)
+    rewards = turn_parts + token_rewards(final, rows, reference, mask, in_reward, algorithm.kl.used_estimator)
     shaped = float(rewards.sum(dim=1).mean())
     if algorithm.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
@@ -93,9 +93,9 @@ def prepare(
     teacher_kl = None
     if teaching:
         teacher = _rows(_known([e.teacher_logprobs for e in experiences]), counts)[0]
-        taught = per_token_advantages(teacher, rows, mask)
-        advantages = advantages + teaching * taught
-        teacher_kl = float(-taught[mask].mean())
+        teacher_advantages = per_token_advantages(teacher, rows, mask)
+        advantages = advantages + teaching * teacher_advantages
+        teacher_kl = float(-teacher_advantages[mask].mean())
     batch = batch.with_columns(advantages=_flat(advantages, mask))
     if result.returns is not None:
         batch = batch.with_columns(returns=_flat(result.returns, mask))
