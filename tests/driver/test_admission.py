@@ -1,4 +1,4 @@
-"""Admission and assembly as state machines, driven at random and checked against bookkeeping that keeps everything."""
+"""Admission and group collection as state machines, driven at random and compared with a model that remembers everything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         data=st.data(),
     )  # fmt: skip
     def start(self, groups: int, staleness: int, version: int, attempts: int, data: st.DataObject) -> None:
-        """As a new run, or as one that goes on after `version` steps, some groups of which were never trained."""
+        """Start as a new run, or as one resumed after `version` steps with some groups that were never trained."""
         done = version * groups
         lost = sorted(data.draw(st.sets(st.integers(0, max(0, done - 1)), max_size=done)))
         self.admission = Admission(
@@ -70,7 +70,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.ready >= self.admission.groups_per_batch)
     @rule()
     def train(self) -> None:
-        """The oldest that are ready; what is trained is at most `staleness` versions old."""
+        """Take the oldest groups that are ready; they are at most `staleness` versions old."""
         groups = self.admission.groups_per_batch
         self.ready -= groups
         self.trained += groups
@@ -93,7 +93,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_batch_can_always_be_filled(self) -> None:
-        """After the next admission there are enough groups for a batch: neither drops nor publications starve training."""
+        """After the next admission there are enough groups for a batch: neither drops nor weight syncs starve training."""
         admission = self.admission
         limit = (admission.staleness + admission.version + 1) * admission.groups_per_batch
         assert limit - self.trained >= admission.groups_per_batch

@@ -1,4 +1,4 @@
-"""The buffer between streaming and training: same batches in any order of arrival, and no wait for ever."""
+"""The buffer between streaming and training: the same batches in any order of arrival, and no deadlock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUPS, SAMPLES, BATCHES = 3, 2, 4
 
 
 def run(coroutine: Coroutine) -> Any:
-    """A test that waits for ever fails."""
+    """Run a test with a deadline, so that a deadlock is a failure."""
     return asyncio.run(asyncio.wait_for(coroutine, 20))
 
 
@@ -82,7 +82,7 @@ def test_a_dropped_group_is_replaced_by_the_next_prompt(experience, seed):
     assert all(len(batch) == GROUPS * SAMPLES for batch in batches)
 
 
-def test_a_group_is_dropped_whole_and_told_once(experience):
+def test_a_group_is_dropped_whole_and_reported_once(experience):
     async def scenario() -> None:
         buffer = ExperienceBuffer(Admission(1), samples_per_prompt=3)
         for index in await buffer.admit():
@@ -107,7 +107,7 @@ def test_batches_with_replaced_groups_do_not_depend_on_the_order_of_arrival(expe
     batches, replaced, cursor = outcomes[0]
     assert replaced and all(len(batch) == GROUPS * SAMPLES for batch in batches)
     taken = {rollout.split("/")[0] for batch in batches for rollout in batch}
-    assert not taken & replaced and len(taken | replaced) == cursor, "every group is trained or given up"
+    assert not taken & replaced and len(taken | replaced) == cursor, "every group is trained or replaced"
     assert any(int(prompt[1:]) % 5 for prompt in taken), "what came after the last attempt is trained as it is"
 
 
@@ -176,7 +176,7 @@ def test_dropping_everything_ends_the_run(experience):
         run(scenario())
 
 
-def test_streaming_waits_for_a_publication():
+def test_generation_waits_for_a_weight_sync():
     async def scenario() -> None:
         buffer = ExperienceBuffer(Admission(2), samples_per_prompt=1)
         assert list(await buffer.admit()) == [0, 1]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and every damage is found before anything is loaded."""
+"""Checkpoints are complete or ignored, and every damage is found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -169,16 +169,16 @@ def test_a_state_of_another_version_is_refused(tmp_path):
     assert "new_field" in refused(path)
 
 
-def test_a_damaged_one_is_passed_over_and_told(tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path):
     for step in (1, 2, 10):
         save(tmp_path, step, keep=3)
     (tmp_path / "step_10" / "policy" / "model.safetensors").write_bytes(b"other")
-    told: list[str] = []
-    assert newest(tmp_path, told.append) == (tmp_path / "step_2", state(2))
-    assert len(told) == 1 and "step_10" in told[0]
+    reasons: list[str] = []
+    assert newest(tmp_path, reasons.append) == (tmp_path / "step_2", state(2))
+    assert len(reasons) == 1 and "step_10" in reasons[0]
 
 
-def test_if_all_are_damaged_nothing_starts_afresh_in_silence(tmp_path):
+def test_if_all_are_damaged_the_run_does_not_start_again_silently(tmp_path):
     for step in (1, 2):
         (save(tmp_path, step) / "empty").unlink()
     with pytest.raises(NotACheckpoint, match="none of the 2 checkpoints in .* is intact; restore one"):

@@ -1,4 +1,4 @@
-"""The figures of a step, from parts whose values are known."""
+"""The metrics of a step, from parts with known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From experiences to advantages and weights, against loops over tokens that know nothing of rows, masks or columns."""
+"""From experiences to advantages and weights, compared with loops over tokens without rows, masks or columns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def experiences(experience) -> list[Experience]:
 
 @pytest.fixture
 def batch(experiences) -> Batch:
-    """As the learners complete it: old log-probabilities near the engine's, and values."""
+    """The batch with the columns of the learners: old log-probabilities close to the rollouts', and values."""
     generator = np.random.default_rng(0)
     collated = collate(experiences)
     noise, values = (generator.normal(0, 0.1, sum(LENGTHS)).astype(np.float32) for _ in range(2))
@@ -42,7 +42,7 @@ def batch(experiences) -> Batch:
 
 
 def everything(batch: Batch) -> TrainingBatch:
-    """A prepared batch of which every sequence is trained."""
+    """A training batch in which every sequence is trained."""
     return TrainingBatch(batch, None, 0.0, np.ones(len(batch), dtype=bool))
 
 
@@ -159,7 +159,7 @@ def test_rloo_with_the_kl_in_the_reward_compares_penalised_scores(experiences, b
 
 @pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline"])
 def test_reinforce_plus_plus(experiences, batch, name):
-    """Discounted rewards to go with the KL in them, whitened over all tokens; the baseline is of the scores alone."""
+    """Discounted rewards-to-go including the KL, whitened over all tokens; the baseline uses the scores only."""
     algorithm = AlgorithmConfig(advantage=name, gamma=0.9)
     prepared = prepare(experiences, replace(batch, old_values=None), algorithm, beta=0.3)
     baselines = [np.mean(SCORES[:2])] * 2 + [np.mean(SCORES[2:])] * 2 if name.endswith("baseline") else [0.0] * 4
@@ -172,7 +172,7 @@ def test_reinforce_plus_plus(experiences, batch, name):
 
 
 def test_soft_overlong_punishment_is_part_of_the_score(experiences, batch):
-    """Lengths 3, 1, 5, 2 of at most 5, the last 4 of which cost."""
+    """Lengths 3, 1, 5 and 2; the limit is 5 tokens, and the last 4 are penalised."""
     algorithm = GAE.model_copy(update={"overlong": OverlongConfig(buffer_tokens=4, penalty=2.0)})
     expected = [1.0 - 2.0 * 2 / 4, -0.5, 2.0 - 2.0, 0.25 - 2.0 / 4]
     assert shaped_scores(experiences, algorithm, LIMIT).tolist() == pytest.approx(expected)
@@ -224,7 +224,7 @@ def test_groups_are_found_by_prompt_and_not_by_position(experiences):
     np.testing.assert_allclose(mixed.advantages, straight.select(order).advantages, atol=1e-6)
 
 
-def test_without_old_logprobs_the_engine_stands_in_for_the_reported_kl(experiences, batch):
+def test_without_old_logprobs_the_reported_kl_uses_the_rollouts(experiences, batch):
     algorithm = AlgorithmConfig(advantage="grpo", kl=KLConfig(placement="loss"))
     prepared = prepare(experiences, replace(batch, old_logprobs=None, old_values=None), algorithm, beta=0.3)
     rows = per_sequence(batch.rollout_logprobs - batch.reference_logprobs)
@@ -300,7 +300,7 @@ def test_a_teachers_advantages_are_added_to_the_rewards(experiences, batch):
 
 
 def test_a_teacher_alone_and_oracle_23(experiences, batch):
-    """Without a reward nothing else is in the advantages; and nothing at all where the teacher is the student."""
+    """Without a reward the advantages are the teacher's only; they are 0 if teacher and student are the same."""
     alone = AlgorithmConfig(advantage="none", kl=KLConfig(placement="none"))
     teacher = batch.rollout_logprobs
     prepared = prepare(taught(experiences, teacher), batch, alone, 0.0, teaching=2.0)

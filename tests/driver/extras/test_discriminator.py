@@ -58,9 +58,9 @@ def test_its_part_is_clipped_weighed_and_added():
 FUNCTIONS = {"reward": {"model": None, "functions": [{"name": "rule", "function": "a:b"}]}}
 
 
-@pytest.mark.parametrize(("ppo", "waits"), [({}, True), (FUNCTIONS, False)], ids=["alone", "beside a rule"])
-def test_one_that_cannot_tell_them_apart_rewards_nobody(ppo, waits):
-    """Half of both sides are taken for the other."""
+@pytest.mark.parametrize(("ppo", "waits"), [({}, True), (FUNCTIONS, False)], ids=["alone", "with a rule"])
+def test_a_discriminator_that_is_not_accurate_gives_no_reward(ppo, waits):
+    """Half of the samples and half of the demonstrations are misclassified."""
     hook, output = (
         discriminator(**ppo),
         DiscriminatorOutput.of(np.asarray([-1.0, 1.0, 0.0], np.float32), LIKE - LIKE, 0.0),

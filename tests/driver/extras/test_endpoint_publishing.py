@@ -1,4 +1,4 @@
-"""Which policies of a run go to its endpoint, and what happens when the endpoint does not take one."""
+"""Which policies of a run are published to its endpoint, and what happens if the endpoint refuses one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf_ray.runs.events import EventLog, read_events
 
 
 class Endpoint:
-    """What was deployed, in a process instead of on a cluster."""
+    """An endpoint in this process that records what is deployed."""
 
     def __init__(self) -> None:
         self.deployed: list[tuple[int, float]] = []
@@ -40,7 +40,7 @@ def publish(
     settled: bool = True,
     **config: float,
 ) -> list[dict[str, float]]:
-    """Offer the policies of the steps after `begin`, whose answers have the given values; their metrics."""
+    """Pass the policies of the steps after `begin`, whose answers have the given values, to the hook; returns the metrics."""
 
     async def run(events: EventLog) -> list[dict[str, float]]:
         async def examine(step: int) -> Candidate:
@@ -54,13 +54,13 @@ def publish(
             PublishingConfig(**{"every": 1, **config}), tmp_path / "published", examine, save, endpoint.deploy, events
         )
         await publishing.start(begin)
-        said = []
+        metrics_of_steps = []
         for step in range(begin + 1, len(qualities)):
-            said.append(await publishing.after_sync(step))
+            metrics_of_steps.append(await publishing.after_sync(step))
             if settled:
                 await publishing.close()
         await publishing.close()
-        return said
+        return metrics_of_steps
 
     with EventLog(tmp_path / "events.jsonl") as events:
         return asyncio.run(run(events))
@@ -72,10 +72,12 @@ def kinds(tmp_path: Path) -> list[str]:
 
 def test_only_what_is_better_than_the_last_is_published(tmp_path):
     endpoint = Endpoint()
-    said = publish(tmp_path, [0, 1, 1, 0.5, 2], endpoint, share=0.25)
+    metrics_of_steps = publish(tmp_path, [0, 1, 1, 0.5, 2], endpoint, share=0.25)
     assert endpoint.deployed == [(1, 0.25), (4, 0.25)]
-    assert [metrics["publishing/win_rate"] for metrics in said] == [1.0, 0.5, 0.0, 1.0]
-    assert said[0]["publishing/win_rate_low"] == pytest.approx(0.806, abs=1e-3), "Wilson's interval of 16 of 16"
+    assert [metrics["publishing/win_rate"] for metrics in metrics_of_steps] == [1.0, 0.5, 0.0, 1.0]
+    assert metrics_of_steps[0]["publishing/win_rate_low"] == pytest.approx(0.806, abs=1e-3), (
+        "Wilson's interval of 16 of 16"
+    )
     first, second = read_events(tmp_path / "events.jsonl")
     assert "wins 100% (81%–100%) of 16 prompts against that the run began with" in first.message
     assert second.message.endswith("against that of step 1") and second.fields["step"] == 4
@@ -83,8 +85,8 @@ def test_only_what_is_better_than_the_last_is_published(tmp_path):
 
 def test_training_does_not_wait_for_engines_that_start(tmp_path):
     endpoint = Endpoint()
-    said = publish(tmp_path, [0, 1, 2], endpoint, settled=False)
-    assert endpoint.deployed == [(1, 1.0)] and said[1] == {}
+    metrics_of_steps = publish(tmp_path, [0, 1, 2], endpoint, settled=False)
+    assert endpoint.deployed == [(1, 1.0)] and metrics_of_steps[1] == {}
     assert sorted(kinds(tmp_path)) == ["release", "warning"]
 
 
@@ -100,7 +102,7 @@ def test_a_small_lead_is_not_enough(tmp_path):
     assert endpoint.deployed == []
 
 
-def test_a_policy_too_far_away_is_held_back_and_said_so(tmp_path):
+def test_a_policy_too_far_from_the_reference_is_not_published_and_a_warning_says_so(tmp_path):
     endpoint = Endpoint()
     publish(tmp_path, [0, 1], endpoint, kl=7.0, kl_limit=5.0)
     publish(tmp_path / "near", [0, 1], endpoint, kl=4.0, kl_limit=5.0)
@@ -135,7 +137,7 @@ def test_a_resumed_run_goes_on_from_what_was_published(tmp_path):
     assert [step for step, _ in endpoint.deployed] == [1, 2, 3], "step 2 came again and is no better than itself"
 
 
-def test_versions_that_nobody_serves_are_removed(tmp_path):
+def test_versions_that_are_no_longer_served_are_removed(tmp_path):
     publish(tmp_path, range(5), endpoint := Endpoint())
     assert sorted(path.name for path in (tmp_path / "published").glob("step_*")) == ["step_3", "step_4"]
     assert len(endpoint.deployed) == 4

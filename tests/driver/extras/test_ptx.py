@@ -1,4 +1,4 @@
-"""Demonstrations of the policy's steps: the same in every attempt, each once per epoch, and apart from the rollouts."""
+"""Demonstrations in the policy's steps: the same in every attempt, each once per epoch, and separate from the rollouts."""
 
 from __future__ import annotations
 

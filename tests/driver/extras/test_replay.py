@@ -1,4 +1,4 @@
-"""What the discriminator learns from: all new samples once a pass, the newest old ones, both sides counting half."""
+"""The batches of the discriminator: all new samples once per pass, some old ones, both sides with a weight of one half."""
 
 from __future__ import annotations
 
