@@ -78,7 +78,7 @@ def run_service(arguments: argparse.Namespace, folder: Path) -> list[Step]:
         *arguments.set,
         "--fresh",
     ]
-    _call(command, {"PYTHONPATH": str(HERE)})
+    _call(command, [HERE])
     lines = (folder / "service" / "metrics.jsonl").read_text().splitlines()
     return [_service_step(json.loads(line)) for line in lines]
 
@@ -99,13 +99,14 @@ def run_trl(arguments: argparse.Namespace, folder: Path) -> list[Step]:
     }  # fmt: skip
     (folder / "trl_settings.json").write_text(json.dumps(settings))
     command = [sys.executable, str(HERE / "trl_step.py"), str(folder / "trl_settings.json")]
-    _call(command, {"PYTHONPATH": str(arguments.trl), "OMP_NUM_THREADS": str(arguments.threads)})
+    _call(command, [arguments.trl], {"OMP_NUM_THREADS": str(arguments.threads)})
     return json.loads((folder / "trl.json").read_text())
 
 
-def _call(command: list[str], environment: dict[str, str]) -> None:
+def _call(command: list[str], import_from: list[Path], variables: dict[str, str] | None = None) -> None:
     """Run a command without showing its output. If it fails, show the end of the output."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    paths = [*map(str, import_from), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed with code {done.returncode}:\n{done.stdout[-4000:]}")
