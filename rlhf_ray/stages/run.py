@@ -19,6 +19,7 @@ from rlhf_ray.config.loading import ConfigError
 from rlhf_ray.config.run import Stage
 from rlhf_ray.data.datasets import Datasets, fitting, load_datasets, prompt_limit
 from rlhf_ray.data.tokenize import encode_prompts
+from rlhf_ray.driver.answers import utility_of
 from rlhf_ray.driver.extras.endpoint_publishing import check_endpoint
 from rlhf_ray.driver.hooks import LoopHook
 from rlhf_ray.driver.run_logger import note_worker_event
@@ -244,7 +245,7 @@ async def _evaluate(current: Run, roles: Roles) -> None:
     if folder.policy.is_dir():
         policies["ppo"] = str(folder.policy)
     with current.stage("evaluation"):
-        utility = evaluation.utility_of(config)
+        utility = utility_of(config)
         answers = await evaluation.answer_with_each(roles, policies, prompts, tokenizer, utility, folder.name)
     pairs = data.pairs.held_out if config.data.simulate and data.pairs is not None else None
     evaluation.write_results(folder, prompts, answers, pairs)

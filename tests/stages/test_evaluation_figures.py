@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from rlhf_ray.algorithms.statistics import wilson
+from rlhf_ray.driver.answers import Answers
 from rlhf_ray.runs.run_folder import RunFolder
 from rlhf_ray.stages.evaluation import (
-    Answers,
     accuracy_of_reward_model,
     summarise,
     write_samples,

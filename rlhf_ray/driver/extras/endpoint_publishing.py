@@ -22,13 +22,13 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_ray.algorithms.statistics import Share, win_rate
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.serving import PublishingConfig
+from rlhf_ray.driver.answers import answer, utility_of
 from rlhf_ray.driver.hooks import LoopHook
 from rlhf_ray.driver.workers import Roles
 from rlhf_ray.errors import InputError
 from rlhf_ray.runs.events import EventLog
 from rlhf_ray.runs.run_folder import atomic_write
 from rlhf_ray.runs.storage.location import local, portable
-from rlhf_ray.stages.evaluation import answer, utility_of
 from rlhf_ray.types import Prompt
 
 if TYPE_CHECKING:
