@@ -250,9 +250,9 @@ async def start_learner(role: str, startup: Startup) -> LearnerGroup:
         config=getattr(ppo, role),
         algorithm=ppo.algorithm,
         temperature=ppo.rollout.sampling.temperature,
-        publish_dtype=ppo.rollout.dtype,
+        sync_dtype=ppo.rollout.dtype,
         seed=startup.config.seed,
-        publish_adapters=role == "policy" and ppo.rollout.weights.lora == "adapter",
+        sync_adapters=role == "policy" and ppo.rollout.weights.lora == "adapter",
         teacher=teacher,
         smoothing=ppo.discriminator.smoothing if role == "discriminator" and ppo.discriminator else 0.0,
     )

@@ -49,11 +49,11 @@ class LearnerSpec:
     algorithm: AlgorithmConfig
     temperature: float = 1.0
     """Sampling temperature. The policy's log-probabilities use the same temperature."""
-    publish_dtype: Literal["float32", "bfloat16"] = "float32"
+    sync_dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the weights that rollout workers receive."""
     seed: int = 0
     """The seed of a new head or of adapters."""
-    publish_adapters: bool = False
+    sync_adapters: bool = False
     """Rollout workers hold the base model and receive the adapters only."""
     teacher: TeacherConfig | None = None
     """The teacher of the policy with `mode: full_vocabulary`. Its `model` is a folder."""
@@ -113,7 +113,7 @@ class Learner:
 
     def weight_buckets(self, bucket_bytes: int) -> Iterator[WeightBucket]:
         """Stream the weights. Rank 0 yields them; the other ranks take part in gathering and yield nothing."""
-        weights = self._published(bucket_bytes)
+        weights = self._weights_to_sync(bucket_bytes)
         if self.rank == 0:
             yield from pack(weights, bucket_bytes)
         else:
@@ -122,9 +122,9 @@ class Learner:
 
     def connect_weight_transfer(self, plan: TransferPlan) -> None:
         """Connect to the rollout workers by vLLM's transfer engines (GPUs only). Called on all ranks at the same time."""
-        dtype = getattr(torch, self.spec.publish_dtype)
+        dtype = getattr(torch, self.spec.sync_dtype)
         metadata = [(name, dtype, shape) for name, shape in self.model.weight_shapes()]
-        self.sender = NativeSender(plan, self.rank, metadata, lambda: self._published(plan.bucket_bytes))
+        self.sender = NativeSender(plan, self.rank, metadata, lambda: self._weights_to_sync(plan.bucket_bytes))
 
     def send_weights(self, version: int) -> None:
         """Send the weights to the connected workers. Called on all ranks at the same time."""
@@ -143,11 +143,11 @@ class Learner:
         local(folder).parent.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(local(folder), tokenizer_from=self.spec.model)
 
-    def whereabouts(self) -> str:
+    def working_root_id(self) -> str:
         """Identifies the working folders that this rank sees."""
         return working_root_id()
 
-    def put_share(self, folder: str) -> Manifest:
+    def upload_rank_files(self, folder: str) -> Manifest:
         """Move the files that the ranks of this node wrote below a reference to the store."""
         return upload_rank_files(folder)
 
@@ -155,9 +155,9 @@ class Learner:
         """The process id, for fault tests."""
         return os.getpid()
 
-    def _published(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-        dtype = getattr(torch, self.spec.publish_dtype)
-        read = self.model.named_adapters if self.spec.publish_adapters else self.model.named_weights
+    def _weights_to_sync(self, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        dtype = getattr(torch, self.spec.sync_dtype)
+        read = self.model.named_adapters if self.spec.sync_adapters else self.model.named_weights
         return ((name, tensor.to(dtype)) for name, tensor in read(bucket_bytes))
 
     def _load(self) -> torch.nn.Module:

@@ -84,7 +84,9 @@ class LearnerGroup:
         reference = portable(folder)
         await asyncio.gather(*(rank.save_checkpoint.remote(reference, self.steps) for rank in self.ranks))
         if is_uri(reference):
-            shares = await asyncio.gather(*(rank.put_share.remote(reference) for rank in await self._elsewhere()))
+            shares = await asyncio.gather(
+                *(rank.upload_rank_files.remote(reference) for rank in await self._elsewhere())
+            )
             if shares:
                 record_remote_files(folder, functools.reduce(operator.or_, shares))
 
@@ -98,11 +100,13 @@ class LearnerGroup:
         reference = portable(folder)
         await asyncio.gather(*(rank.save_pretrained.remote(reference) for rank in self.ranks))
         if is_uri(reference) and self.ranks[0] in await self._elsewhere():
-            await asyncio.to_thread(fetch_uploaded_files, folder, await self.ranks[0].put_share.remote(reference))
+            await asyncio.to_thread(
+                fetch_uploaded_files, folder, await self.ranks[0].upload_rank_files.remote(reference)
+            )
 
     async def _elsewhere(self) -> list[ActorHandle]:
         """One rank for each node other than the driver's."""
-        places = await asyncio.gather(*(rank.whereabouts.remote() for rank in self.ranks))
+        places = await asyncio.gather(*(rank.working_root_id.remote() for rank in self.ranks))
         first = {place: rank for place, rank in reversed(list(zip(places, self.ranks, strict=True)))}
         first.pop(working_root_id(), None)
         return list(first.values())

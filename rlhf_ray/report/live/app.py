@@ -2,7 +2,7 @@
 
 It has two addresses: `./` lists all runs, and `runs?run=NAME` shows one run, or several side by side.
 
-Invariants: only GET is answered; whoever is not on this machine needs a key; other applications of the cluster are left as they
+Invariants: only GET is answered; a visitor from another machine needs a key; other applications of the cluster are left as they
 are.
 """
 
