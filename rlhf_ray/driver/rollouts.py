@@ -15,9 +15,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.driver.buffer import Admission, ExperienceBuffer
+from rlhf_ray.driver.buffer import Admission, ExperienceBuffer, TokenBatcher
 from rlhf_ray.driver.run_logger import RunLogger
-from rlhf_ray.driver.token_batches import TokenBatcher
 from rlhf_ray.driver.training_batch import shaped_scores
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.rewards.answers import RewardError

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_ray.config.reward import RewardConfig, ScorerConfig
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.driver.token_batches import spread
+from rlhf_ray.driver.buffer import spread
 from rlhf_ray.environments.base import EnvironmentFailed
 from rlhf_ray.environments.runner import EpisodeRunner
 from rlhf_ray.learner.actor import LearnerSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.driver.token_batches import TokenBatcher, spread, tokens_of
+from rlhf_ray.driver.buffer import TokenBatcher, spread, tokens_of
 
 
 @given(st.lists(st.integers(1, 30), max_size=30), st.integers(1, 100))
