@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rlhf_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 80
-MOST_PRIVATE_RAY_IMPORTS = 8
+MOST_PRIVATE_RAY_IMPORTS = 5
 """Lower it whenever one goes; Ray is capped in pyproject.toml because of them."""
 PURE = ("algorithms", "config", "data", "types.py", "batch.py", "micro_batches.py")
 """Mathematics, configuration and data: they run without Ray, vLLM and DeepSpeed."""
