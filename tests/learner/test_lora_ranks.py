@@ -139,5 +139,5 @@ def test_it_resumes_bit_exactly_from_the_adapters_alone(world, tiny_model, batch
 def test_a_missing_checkpoint_is_an_error(world, tiny_model, tmp_path):
     (single,) = world(1)
     ray.get(single.start.remote(str(tiny_model), 0))
-    with pytest.raises(RuntimeError, match="found no state"):
+    with pytest.raises(RuntimeError, match="found no learner state"):
         ray.get(single.restore.remote(str(tmp_path / "absent")))

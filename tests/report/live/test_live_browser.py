@@ -167,7 +167,7 @@ def test_a_server_that_does_not_answer_is_reported_and_waited_for(chromium, addr
     page.goto(f"runs?run={run.folder.name}")
     shows(page.locator(".live"), "live")
     context.set_offline(True)
-    shows(page.locator(".live"), "trying again")
+    shows(page.locator(".live"), "retrying")
     assert page.locator("svg.chart").count() > 2, "what was seen stays"
     run.grow()
     context.set_offline(False)
