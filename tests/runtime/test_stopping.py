@@ -86,7 +86,15 @@ def test_a_coroutine_runs_to_its_end_with_and_without_a_running_loop(call):
         call(fail())
 
 
-def test_sigterm_and_ctrl_c_reach_a_coroutine_when_another_loop_runs():
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Python's own handler of SIGINT, also where the tests run in the background and a shell has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_and_ctrl_c_reach_a_coroutine_when_another_loop_runs(ctrl_c_interrupts):
     ended = []
 
     async def wait(stop: StopRequest, number: signal.Signals) -> None:
