@@ -33,7 +33,7 @@ test: install
 	.venv/bin/python -m pytest
 
 test-fast: install
-	.venv/bin/python -m pytest -m "not engine"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not engine" -n 2
 
 check: install
 	.venv/bin/ruff check .
